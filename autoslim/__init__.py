@@ -1,0 +1,39 @@
+"""Find the channel numbers of a convolutional network: one supernet, one greedy search, every budget."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AutoSlimError": "errors",
+    "ChannelConfig": "channels.config",
+    "Cost": "cost.table",
+    "CostTable": "cost.table",
+    "Grid": "channels.grid",
+    "Recipe": "training.recipe",
+    "Score": "search.evaluate",
+    "SearchTrace": "search.trace",
+    "Supernet": "slimmable.supernet",
+    "SupernetEvaluator": "search.evaluate",
+    "calibrate": "slimmable.calibrate",
+    "evaluate": "search.evaluate",
+    "find_groups": "channels.groups",
+    "greedy_search": "search.greedy",
+    "initialize": "training.initialize",
+    "load_data": "data",
+    "materialize": "slimmable.materialize",
+    "retrain": "training.loop",
+    "train_supernet": "training.loop",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    # Imported on first use, so that `autoslim --help` does not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autoslim' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"autoslim.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -1,0 +1,264 @@
+"""Record what a network does to its tensors: torch.fx graphs whose nodes know the values they had on the meta device."""
+
+import copy
+import linecache
+import operator
+import os
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from autoslim.errors import ModelError
+
+_INTERNAL = (os.path.dirname(torch.__file__) + os.sep, __file__)
+
+
+@dataclass
+class Trace:
+    """The graphs of one network, each node with `meta["value"]` (meta tensors or plain values) and `meta["where"]`.
+
+    Attributes:
+        graphs: "eval" and "train" graph; a network may run auxiliary heads in one of them only.
+        modules: every module of a copy of the network on the meta device, by its first name.
+        batch_size: size of the first axis of the inputs that were traced.
+        opaque: modules that could not be traced into, with the reason.
+    """
+
+    graphs: dict[str, fx.Graph]
+    modules: dict[str, nn.Module]
+    batch_size: int
+    opaque: dict[str, str] = field(default_factory=dict)
+
+
+def as_inputs(example) -> tuple:
+    """Return the positional inputs of a network as a tuple: `example` is one tensor or a tuple of inputs."""
+    return example if isinstance(example, tuple) else (example,)
+
+
+def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
+    """Copy the module objects of `model`; parameters and buffers are shared, or replaced as `memo` (id to tensor) says."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    shared.update(memo or {})
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} cannot be copied ({error}); make its attributes copyable") from error
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Copy `model` onto the meta device: same structure and shapes, no data; `model` is left as it is."""
+    memo = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        like = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else like
+    return share_copy(model, memo)
+
+
+def trace(model: nn.Module, example) -> Trace:
+    """Trace `model` in eval and in train mode, without running, moving or changing it.
+
+    Args:
+        model: any network whose forward takes tensors with the batch as first axis.
+        example: one input `[N, C, H, W]`, or a tuple of the positional inputs; only shapes and dtypes are used.
+
+    Raises:
+        ModelError: the network's own forward cannot be followed; the line that stopped it is named.
+    """
+    inputs = as_inputs(example)
+    tensors = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+    if not tensors or any(t.dim() == 0 for t in tensors):
+        raise ModelError("the example input must be a tensor [N, ...] or a tuple of such tensors; pass torch.randn(1, 3, H, W)")
+    skeleton = meta_copy(model)
+    # Batch norm refuses to train on one value a channel, so a batch of one is traced as two.
+    batch_size = max(2, tensors[0].shape[0])
+    inputs = tree_map(lambda t: _meta_input(t, batch_size) if isinstance(t, torch.Tensor) else t, inputs)
+    opaque: dict[str, str] = {}
+    graphs = {}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for mode in ("eval", "train"):
+            skeleton.train(mode == "train")
+            graphs[mode] = _trace_mode(skeleton, model, inputs, opaque)
+    return Trace(graphs, dict(skeleton.named_modules()), batch_size, opaque)
+
+
+def _meta_input(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
+    return torch.empty((batch_size, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
+
+
+def _trace_mode(skeleton: nn.Module, model: nn.Module, inputs: tuple, opaque: dict[str, str]) -> fx.Graph:
+    while True:
+        tracer = _Tracer(model, inputs, opaque)
+        try:
+            return tracer.trace(skeleton)
+        except Exception as error:
+            where = _location(error)
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+            path = tracer.failed
+            while path in opaque:
+                path = path.rpartition(".")[0]
+            if not path:
+                raise ModelError(
+                    f"{type(model).__name__} cannot be traced at {where} ({reason}); "
+                    "move that code into a submodule of its own, which is then left as it is"
+                ) from error
+            opaque[path] = f"cannot be traced at {where} ({reason})"
+
+
+class _Tracer(fx.Tracer):
+    """Symbolic tracer that also runs every node on the meta device, so that code may branch on sizes and modes."""
+
+    def __init__(self, model: nn.Module, inputs: tuple, opaque: dict[str, str]):
+        super().__init__()
+        self._model = model
+        self._inputs = inputs
+        self._opaque = opaque
+        self._evaluating = False
+        self.failed = ""
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        position = iter(range(10**6))
+
+        def placeholder(leaf):
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return self.proxy(self.create_node("placeholder", f"input_{next(position)}", (leaf,), {}))
+
+        return root_fn, [self.root, *tree_map(placeholder, self._inputs)]
+
+    def is_leaf_module(self, module, name):
+        return name in self._opaque or super().is_leaf_module(module, name)
+
+    def call_module(self, module, forward, args, kwargs):
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(module)
+            raise
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
+        if kind == "placeholder":
+            (value,) = args
+            node = super().create_node(kind, target, (), kwargs, name, type_expr)
+            node.meta["value"] = value
+            return node
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if kind != "output":
+            node.meta["where"] = _caller()
+            node.meta["value"] = self._evaluate(node)
+        return node
+
+    def proxy(self, node):
+        return _Proxy(node, self)
+
+    def to_bool(self, obj):
+        value = obj.node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            raise fx.proxy.TraceError("a branch depends on the values of a tensor")
+        return bool(value)
+
+    def iter(self, obj):
+        value = obj.node.meta["value"]
+        return iter([obj[i] for i in range(len(value))])
+
+    def _evaluate(self, node):
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        self._evaluating = True
+        try:
+            if node.op == "call_module" and node.target in self._opaque:
+                return self._run_opaque(node, args, kwargs)
+            return run_node(node, args, kwargs, self.root)
+        finally:
+            self._evaluating = False
+
+    def _run_opaque(self, node, args, kwargs):
+        """Find the output sizes of an untraceable module by running a copy of it on zeros."""
+        real = copy.deepcopy(self._model.get_submodule(node.target)).eval()
+        device = next((t.device for t in (*real.parameters(), *real.buffers())), torch.device("cpu"))
+
+        def zeros(t):
+            return torch.zeros(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t
+
+        macs = node.meta.setdefault("layers", [])
+        for module in real.modules():
+            module.register_forward_hook(lambda m, _, out: macs.append((m, out)))
+        try:
+            out = real(*tree_map(zeros, args), **tree_map(zeros, kwargs))
+        except Exception as error:
+            self.failed = node.target
+            raise ModelError(f"{node.target} does not run on zeros ({error})") from error
+        return tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, out)
+
+
+class _Concrete:
+    """What plain Python may ask of a traced value besides its tensor operations: its length and its integer."""
+
+    def __len__(self):
+        return len(self.node.meta["value"])
+
+    def __int__(self):
+        return self._plain(int)
+
+    def __index__(self):
+        return self._plain(operator.index)
+
+    def __float__(self):
+        return self._plain(float)
+
+    def _plain(self, convert):
+        value = self.node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            raise fx.proxy.TraceError("plain Python reads the value of a tensor")
+        return convert(value)
+
+
+class _Proxy(_Concrete, fx.Proxy):
+    def __getattr__(self, name):
+        return _Attribute(self, name)
+
+
+class _Attribute(_Concrete, fx.proxy.Attribute):
+    def __getattr__(self, name):
+        return _Attribute(self, name)
+
+
+def run_node(node: fx.Node, args: tuple, kwargs: dict, root: nn.Module):
+    """Run one graph node on the given argument values."""
+    if node.op == "get_attr":
+        return operator.attrgetter(node.target)(root)
+    if node.op == "call_module":
+        return root.get_submodule(node.target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)
+
+
+def _caller() -> str:
+    """Name the line of the user's forward that is running: `folder/file.py:12: code`."""
+    frame = sys._getframe(2)
+    while frame and frame.f_code.co_filename.startswith(_INTERNAL):
+        frame = frame.f_back
+    return _place(frame.f_code.co_filename, frame.f_lineno) if frame else "?"
+
+
+def _location(error: BaseException) -> str:
+    """Name the innermost line of the user's code that an exception passed through."""
+    steps, traceback = [], error.__traceback__
+    while traceback:
+        steps.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    own = [s for s in steps if not s[0].startswith(_INTERNAL)]
+    return _place(*(own or steps)[-1])
+
+
+def _place(filename: str, line: int) -> str:
+    code = linecache.getline(filename, line).strip()
+    short = os.sep.join(filename.split(os.sep)[-2:])
+    return f"{short}:{line}: {code}" if code else f"{short}:{line}"

@@ -1,0 +1,65 @@
+"""Read and write files so that nothing is lost: whole or not at all."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from autoslim.errors import AutoSlimError, RunError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
+    """Open a file that replaces `path` only when it has been written completely.
+
+    Raises:
+        RunError: the disk is full or read-only, or the folder cannot be made; `path` is as it was.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror or error}); free the disk or pass another folder") from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, document, compact: str | None = None) -> None:
+    """Write JSON atomically, indented; the entries of the object under key `compact` take one line each."""
+    text = json.dumps(document, indent=1)
+    if compact and document.get(compact):
+        entries = document[compact]
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
+        text = text.replace(json.dumps({compact: entries}, indent=1)[2:-2], f" {json.dumps(compact)}: {{\n{lines}\n }}")
+    with atomic_write(path) as file:
+        file.write(text + "\n")
+
+
+def read_json(path: str | Path, error: type[AutoSlimError]):
+    """Read a JSON document; a missing, unreadable or truncated file raises `error` with one line."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist; pass the path of an existing JSON file") from None
+    except OSError as problem:
+        raise error(f"{path} cannot be read ({problem.strerror}); pass a readable JSON file") from problem
+    except (ValueError, UnicodeDecodeError) as problem:
+        raise error(f"{path} is not whole JSON ({problem}); it is truncated or another kind of file") from problem

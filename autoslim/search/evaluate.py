@@ -1,0 +1,83 @@
+"""Score networks, and candidates of a search, on images."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from autoslim.channels.config import ChannelConfig
+from autoslim.errors import DataError
+from autoslim.slimmable.calibrate import calibrate
+from autoslim.slimmable.supernet import Supernet
+from autoslim.training.steps import logits_of
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mistakes of a network on a set of images.
+
+    Attributes:
+        error: part of the images that are classified wrongly, 0..1.
+        loss: mean cross-entropy against the labels, in nats.
+        images: how many images were scored.
+    """
+
+    error: float
+    loss: float
+    images: int
+
+    def to_json(self) -> dict:
+        """Return the score as a JSON object."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, batches: Iterable) -> Score:
+    """Score a network in eval mode on `(images, labels)` batches; its train/eval flags are left as they are.
+
+    Raises:
+        DataError: there is no batch.
+    """
+    device = next(network.parameters()).device
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    wrong = count = 0
+    loss = 0.0
+    try:
+        for x, target in batches:
+            x, target = x.to(device), target.to(device)
+            logits = logits_of(network(x))
+            wrong += (logits.argmax(dim=1) != target).sum().item()
+            loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
+            count += len(target)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not count:
+        raise DataError("there are 0 images to score; pass at least one batch")
+    return Score(wrong / count, loss / count, count)
+
+
+class SupernetEvaluator:
+    """Score configurations of a supernet, each with BN statistics calibrated for exactly that configuration.
+
+    Args:
+        net: a trained supernet.
+        images: `(images, labels)` batches to score on, held out of training.
+        calibration: batches of training images; labels are not used.
+    """
+
+    def __init__(self, net: Supernet, images: Iterable, calibration: Iterable):
+        device = next(net.parameters()).device
+        self.net = net
+        # Kept, so that every candidate is judged on the very same images.
+        self._images = [(x.to(device), target.to(device)) for x, target in images]
+        self._calibration = [batch[0].to(device) for batch in calibration]
+
+    def score(self, config: ChannelConfig) -> Score:
+        """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""
+        self.net.set(config)
+        calibrate(self.net, self._calibration)
+        return evaluate(self.net, self._images)

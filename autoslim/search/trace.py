@@ -1,0 +1,117 @@
+"""The record of a search: one row a candidate, from which a search that was cut off goes on."""
+
+import csv
+import os
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from autoslim.errors import RunError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One evaluated candidate.
+
+    Attributes:
+        step: steps below full width; 0 is the full network.
+        group: the group that is one choice narrower than the step before; empty at step 0.
+        width: its channels.
+        macs: multiply-adds of the candidate.
+        error, loss: the supernet's estimate on the search images.
+        images: how many images that is.
+    """
+
+    step: int
+    group: str
+    width: int
+    macs: int
+    error: float
+    loss: float
+    images: int
+
+
+COLUMNS = [*(field.name for field in fields(Candidate)), "picked"]
+
+
+class SearchTrace:
+    """Every candidate of a descent, in memory and, if a path is given, in a CSV file that grows by whole steps.
+
+    Args:
+        path: CSV file; rows that it already holds are taken over, an unfinished last step is dropped.
+
+    Raises:
+        RunError: the file is not a search trace.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self._path = Path(path) if path else None
+        self.rows: list[tuple[Candidate, bool]] = []
+        if self._path and self._path.exists():
+            self.rows = _read(self._path)
+        self._known = {(c.step, c.group, c.width): c for c, _ in self.rows}
+        self._recorded = {c.step for c, _ in self.rows}
+
+    def find(self, step: int, group: str, width: int) -> Candidate | None:
+        """Return a candidate that was evaluated before."""
+        return self._known.get((step, group, width))
+
+    def record(self, candidates: list[Candidate], picked: Candidate) -> None:
+        """Add the candidates of one step and write them in one go."""
+        if candidates[0].step in self._recorded:
+            return
+        rows = [(candidate, candidate == picked) for candidate in candidates]
+        self._recorded.add(candidates[0].step)
+        if self._path:
+            _append(self._path, rows, new=not self.rows)
+        self.rows += rows
+
+    def path_taken(self) -> list[Candidate]:
+        """Return the candidates that were picked, from the full network down."""
+        return [candidate for candidate, picked in self.rows if picked]
+
+
+def _append(path: Path, rows: list[tuple[Candidate, bool]], new: bool) -> None:
+    lines = [",".join(COLUMNS)] if new else []
+    lines += [",".join(map(repr_cell, (*astuple(candidate), int(picked)))) for candidate, picked in rows]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w" if new else "a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); free the disk, then run the same command again") from error
+
+
+def repr_cell(value) -> str:
+    """Return a CSV cell from which the very same value can be read."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def _read(path: Path) -> list[tuple[Candidate, bool]]:
+    text = path.read_text(encoding="utf-8")
+    whole, newline, _ = text.rpartition("\n")
+    reader = csv.reader(whole.splitlines())
+    if next(reader, None) != COLUMNS:
+        raise RunError(f"{path} is not a search trace (columns {','.join(COLUMNS)}); move it away or search into another folder")
+    rows = []
+    kinds = [int, str, int, int, float, float, int]
+    try:
+        for cells in reader:
+            values = [kind(cell) for kind, cell in zip(kinds, cells[:-1], strict=True)]
+            rows.append((Candidate(*values), cells[-1] == "1"))
+    except (ValueError, IndexError) as error:
+        raise RunError(f"{path} line {reader.line_num} is damaged ({error}); cut the file before that line") from error
+    # A step without its pick was cut off while it was written.
+    complete = {candidate.step for candidate, picked in rows if picked}
+    kept = [row for row in rows if row[0].step in complete]
+    last = max(complete, default=-1)
+    finished = [row for row in kept if row[0].step < last] + [row for row in kept if row[0].step == last]
+    if len(finished) != len(rows) or not newline:
+        path.write_text("\n".join([",".join(COLUMNS), *(_line(row) for row in finished)]) + "\n", encoding="utf-8")
+    return finished
+
+
+def _line(row: tuple[Candidate, bool]) -> str:
+    candidate, picked = row
+    return ",".join(map(repr_cell, (*astuple(candidate), int(picked))))

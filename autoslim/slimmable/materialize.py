@@ -1,0 +1,64 @@
+"""Build the plain torch.nn network of a configuration."""
+
+import torch
+from torch import nn
+
+from autoslim.channels.config import ChannelConfig
+from autoslim.channels.trace import share_copy
+from autoslim.errors import ConfigError
+from autoslim.slimmable.layers import Slimmable
+from autoslim.slimmable.supernet import Supernet
+
+
+@torch.no_grad()
+def materialize(model: nn.Module, config: ChannelConfig | None = None) -> nn.Module:
+    """Return a plain network with the widths of `config` and the leading channels of the model's weights, copied.
+
+    Nothing of this toolkit is left in it, and nothing is shared with `model`. A supernet that was calibrated at `config`
+    passes its BN statistics on.
+
+    Args:
+        model: a Supernet, or the plain full network that `config` belongs to.
+        config: the widths; None takes what the supernet is set to.
+
+    Raises:
+        ConfigError: the configuration does not fit the model, or names no input shape for a plain model.
+    """
+    if isinstance(model, Supernet):
+        net = model
+    elif config is None:
+        raise ConfigError(f"a plain {type(model).__name__} needs a configuration; pass ChannelConfig.load(path)")
+    else:
+        net = Supernet(model, example_input(config), divisor=config.divisor)
+        config.check(net.groups)
+    if config is None:
+        return _plain_copy(net.model)
+    with net.using(config):
+        return _plain_copy(net.model)
+
+
+def example_input(config: ChannelConfig):
+    """Return a zero input (a tuple for several inputs) of the shape that a configuration was made for."""
+    if not config.input_shape:
+        raise ConfigError("the configuration names no input_shape; set it, or pass a Supernet instead of a plain model")
+    if isinstance(config.input_shape[0], int):
+        return torch.zeros(1, *config.input_shape)
+    return tuple(torch.zeros(1, *shape) for shape in config.input_shape)
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    tensors: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        active = module.active_tensors() if isinstance(module, Slimmable) else {}
+        own = {**module._parameters, **module._buffers}
+        for name, tensor in own.items():
+            if tensor is None or (id(tensor) in tensors and name not in active):
+                continue
+            value = active.get(name, tensor).detach().clone(memory_format=torch.contiguous_format)
+            tensors[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    plain = share_copy(model, tensors)
+    replaced = {id(module): module.to_plain() for module in plain.modules() if isinstance(module, Slimmable)}
+    for parent in plain.modules():
+        for key, child in parent._modules.items():
+            parent._modules[key] = replaced.get(id(child), child)
+    return plain

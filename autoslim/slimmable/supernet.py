@@ -1,0 +1,165 @@
+"""A network that runs at any configuration over shared weights."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from autoslim.channels.config import ChannelConfig
+from autoslim.channels.grid import Grid
+from autoslim.channels.groups import ChannelGroup, find_groups
+from autoslim.channels.trace import as_inputs, share_copy
+from autoslim.errors import ConfigError, ModelError
+from autoslim.slimmable.layers import SLIM_LAYERS, ActiveAxis, Slimmable, Width
+
+
+class Supernet(nn.Module):
+    """A plain CNN made nonuniformly slimmable: every channel group has a width of its own.
+
+    The supernet is a copy of the model's modules that shares the model's own parameters and buffers; its conv, linear and
+    batch norm layers compute only the active slice. The model, its forward and the keys of its state_dict stay the same.
+
+    Args:
+        model: any network of torch.nn layers; what cannot be slimmed is frozen and listed in `frozen`.
+        example: one input `[N, C, H, W]`, or a tuple of the positional inputs.
+        divisor, steps, min_ratio: the grid of legal widths, see `Grid`.
+        average_inputs: divide the output of every conv but depthwise by its active inputs (US-Nets, supplementary).
+
+    Raises:
+        ModelError: the model cannot be traced, or none of its channels can be slimmed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example,
+        *,
+        divisor: int = 8,
+        steps: int = 12,
+        min_ratio: float = 0.1,
+        average_inputs: bool = False,
+    ):
+        super().__init__()
+        self.grid = Grid(divisor, steps, min_ratio)
+        self.channels = find_groups(model, example)
+        if not self.channels.groups:
+            why = "; ".join(f"{g.name}: {g.frozen[0]}" for g in self.channels.frozen[:3]) or "it has no conv or linear layer"
+            raise ModelError(f"{type(model).__name__} has no channel group that can be slimmed ({why})")
+        self.input_shape = tree_map(lambda t: list(t.shape[1:]), list(as_inputs(example)))
+        self.widths = [Width(g.name, g.full, g.unit, self.grid.choices(g.full, g.unit)) for g in self.channels.groups]
+        self._by_name = {width.name: width for width in self.widths}
+        self.model = share_copy(model)
+        self._swap(average_inputs)
+
+    def _swap(self, average: bool) -> None:
+        swapped: dict[int, Slimmable] = {}
+        names = {id(module): name for name, module in reversed(list(self.model.named_modules()))}
+        for parent in list(self.model.modules()):
+            for key, child in parent._modules.items():
+                kind = SLIM_LAYERS.get(type(child))
+                if kind is None:
+                    continue
+                layer = self.channels.layers.get(names[id(child)])
+                is_norm = isinstance(child, nn.modules.batchnorm._BatchNorm)
+                if layer is None and not is_norm and not average:
+                    continue
+                if id(child) not in swapped:
+                    inputs = layer and layer.inputs and ActiveAxis(layer.inputs, self.widths)
+                    outputs = layer and layer.outputs and ActiveAxis(layer.outputs, self.widths)
+                    swapped[id(child)] = kind.adopt(child, inputs, outputs, average)
+                parent._modules[key] = swapped[id(child)]
+
+    def forward(self, *inputs, **kwargs):
+        """Run the model at the configuration that is set."""
+        return self.model(*inputs, **kwargs)
+
+    def state_dict(self, *args, **kwargs):
+        """Return the full weights under the keys of the plain model."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Load full weights saved by this supernet or by the plain model."""
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    # Groups and configurations ------------------------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The channel groups that can change width."""
+        return self.channels.groups
+
+    @property
+    def frozen(self) -> tuple[ChannelGroup, ...]:
+        """The channel groups that cannot, each with the reasons."""
+        return self.channels.frozen
+
+    @property
+    def choices(self) -> dict[str, tuple[int, ...]]:
+        """Legal widths of every group, ascending."""
+        return {width.name: width.choices for width in self.widths}
+
+    @property
+    def config(self) -> ChannelConfig:
+        """The configuration that is set."""
+        return self.make_config([width.value for width in self.widths])
+
+    def make_config(self, widths) -> ChannelConfig:
+        """Return a configuration from one width a group, in the order of `groups`."""
+        channels = {w.name: (int(value), w.full) for w, value in zip(self.widths, widths, strict=True)}
+        shape = self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
+        return ChannelConfig(channels, self.grid.divisor, input_shape=shape)
+
+    def full(self) -> ChannelConfig:
+        """Return the widest configuration."""
+        return self.make_config([width.full for width in self.widths])
+
+    def narrowest(self) -> ChannelConfig:
+        """Return the configuration with every group at its narrowest choice."""
+        return self.make_config([width.choices[0] for width in self.widths])
+
+    def uniform(self, ratio: float) -> ChannelConfig:
+        """Return the configuration with one ratio for all groups, rounded to the divisor."""
+        if not 0 < ratio <= 1:
+            raise ConfigError(f"ratio {ratio} is not in (0, 1]; pass a part of full width")
+        return self.make_config([self.grid.nearest(ratio * w.full, w.full, w.unit) for w in self.widths])
+
+    def random(self, generator: torch.Generator | None = None) -> ChannelConfig:
+        """Draw every group's width on its own, uniformly from its choices."""
+        draws = torch.rand(len(self.widths), generator=generator).tolist()
+        return self.make_config([w.choices[int(draw * len(w.choices))] for w, draw in zip(self.widths, draws)])
+
+    def set(self, config: ChannelConfig | Mapping[str, int]) -> None:
+        """Set the active width of every group.
+
+        Args:
+            config: a configuration, or group names to channels (all groups).
+
+        Raises:
+            ConfigError: a group is unknown or missing, or a width is out of range; nothing is changed.
+        """
+        widths = config.widths if isinstance(config, ChannelConfig) else dict(config)
+        faults = [f"{name!r} is unknown" for name in widths if name not in self._by_name]
+        for width in self.widths:
+            value = widths.get(width.name)
+            if value is None:
+                faults.append(f"{width.name!r} is missing")
+            elif not 1 <= value <= width.full:
+                faults.append(f"{width.name!r} wants {value} of {width.full} channels")
+            elif value % width.unit:
+                faults.append(f"{width.name!r} has {value} channels, not a multiple of {width.unit}")
+        if faults:
+            raise ConfigError(f"{len(faults)} widths do not fit the model: {'; '.join(faults)}; see Supernet.groups")
+        for width in self.widths:
+            width.value = int(widths[width.name])
+
+    @contextlib.contextmanager
+    def using(self, config: ChannelConfig | Mapping[str, int]) -> Iterator["Supernet"]:
+        """Set a configuration for the length of a `with` block."""
+        before = {width.name: width.value for width in self.widths}
+        self.set(config)
+        try:
+            yield self
+        finally:
+            self.set(before)

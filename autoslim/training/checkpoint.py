@@ -1,0 +1,47 @@
+"""Checkpoints: written whole or not at all, read without running anything that is in them."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoslim.errors import RunError
+from autoslim.files import atomic_write
+
+FORMAT = "autoslim.checkpoint/1"
+
+
+def save_checkpoint(path: str | Path, kind: str, network: nn.Module, optimizer, rows: list[dict], settings: dict) -> None:
+    """Write the state of a training ("supernet" or "network") atomically."""
+    state = {
+        "format": FORMAT,
+        "kind": kind,
+        "model": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rows": rows,
+        "settings": settings,
+    }
+    with atomic_write(path, "wb") as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(path: str | Path, kind: str) -> dict:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        RunError: the file is missing, truncated, of another format or of another kind of training.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist; train first, or pass the folder of a training") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); pass a readable checkpoint") from error
+    except Exception as error:
+        raise RunError(f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}); train again or restore it") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RunError(f"{path} is not a checkpoint of this toolkit (no format {FORMAT!r}); pass the folder of `autoslim train`")
+    if state.get("kind") != kind:
+        wanted = {"supernet": "`autoslim train`", "network": "`autoslim retrain`"}[kind]
+        raise RunError(f"{path} holds a {state.get('kind')}, not a {kind}; pass a folder written by {wanted}")
+    return state

@@ -1,0 +1,35 @@
+"""Fresh weights for the widths a network has."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw new weights: conv normal with variance 2 / (kernel * out / groups), linear normal 0.01, norms 1 and 0, biases 0.
+
+    The initialisation of the papers' code, with the fan-out of each group for depthwise and grouped convolutions. Layers of
+    other kinds draw their weights by their own `reset_parameters`; parameters of no layer stay as they are. The global
+    random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in network.modules():
+            if isinstance(module, nn.modules.conv._ConvNd):
+                fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
+                _normal(module.weight, (2 / fan_out) ** 0.5)
+            elif isinstance(module, nn.Linear):
+                _normal(module.weight, 0.01)
+            elif isinstance(module, _NormBase):
+                module.reset_parameters()
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+def _normal(weight: torch.Tensor, std: float) -> None:
+    # Drawn on the CPU, so that one seed means the same weights on every device.
+    weight.copy_(torch.randn(weight.shape) * std)

@@ -1,0 +1,185 @@
+"""The one training loop, and the two trainings that use it."""
+
+import csv
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from autoslim.errors import DataError, RunError
+from autoslim.files import atomic_write
+from autoslim.slimmable.supernet import Supernet
+from autoslim.training.checkpoint import load_checkpoint, save_checkpoint
+from autoslim.training.initialize import initialize
+from autoslim.training.recipe import Recipe
+from autoslim.training.steps import plain_step, sandwich_step
+
+log = logging.getLogger("autoslim")
+
+
+def train_supernet(
+    net: Supernet,
+    batches: Iterable,
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    recipe: Recipe | None = None,
+    **hyper,
+) -> list[dict]:
+    """Train a supernet with the sandwich rule and inplace distillation (US-Nets, section 3).
+
+    Args:
+        net: the supernet; it is trained in place, on its own device.
+        batches: `(images [N, C, H, W], labels [N])` batches, iterated once an epoch; `set_epoch(e)` is called if there.
+        folder: where metrics.csv and checkpoint.pt go after every epoch; a training that was cut off goes on from there.
+        seed: of the drawn widths and of dropout; it makes a resumed training equal to an uninterrupted one.
+        progress: draw a progress bar on stderr.
+        recipe, hyper: a `Recipe`, or its fields as keywords (`epochs=50, lr=0.1, ...`).
+
+    Returns:
+        one row an epoch: epoch, lr, loss, narrowest_loss, accuracy (on the training batches), seconds.
+    """
+    recipe = recipe or Recipe(**hyper)
+    step = partial(sandwich_step, net, random_widths=recipe.random_widths, label_smoothing=recipe.label_smoothing)
+    return _fit(net, step, batches, recipe, folder, seed, progress, "supernet")
+
+
+def retrain(
+    network: nn.Module,
+    batches: Iterable,
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    recipe: Recipe | None = None,
+    from_scratch: bool = True,
+    **hyper,
+) -> list[dict]:
+    """Train a plain network, by default from an initialisation of its own rather than from the weights it came with.
+
+    Arguments and result are those of `train_supernet`, without the narrowest loss. With `from_scratch=False` the training
+    starts from the network's present weights (fine-tuning).
+    """
+    recipe = recipe or Recipe(**hyper)
+    if from_scratch:
+        initialize(network, seed)
+
+    def step(x, target, generator):
+        return plain_step(network, x, target, label_smoothing=recipe.label_smoothing)
+
+    return _fit(network, step, batches, recipe, folder, seed, progress, "network")
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+    """Split parameters into conv and linear weights, which decay, and depthwise weights, BN and biases, which do not."""
+    decays = set()
+    for module in network.modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module)):
+            decays.add(id(module.weight))
+    decayed = [p for p in network.parameters() if id(p) in decays]
+    rest = [p for p in network.parameters() if id(p) not in decays]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _is_depthwise(conv: nn.Module) -> bool:
+    return conv.groups > 1 and conv.groups == conv.in_channels
+
+
+def _fit(
+    network: nn.Module,
+    step: Callable,
+    batches: Iterable,
+    recipe: Recipe,
+    folder: str | Path | None,
+    seed: int,
+    progress: bool,
+    kind: str,
+) -> list[dict]:
+    optimizer = torch.optim.SGD(
+        parameter_groups(network, recipe.weight_decay), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
+    )
+    path = Path(folder) / "checkpoint.pt" if folder else None
+    rows: list[dict] = []
+    if path and path.exists():
+        rows = _resume(path, network, optimizer, recipe, seed, kind)
+    elif path:
+        save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
+    device = next(network.parameters()).device
+    was_training = network.training
+    bar = tqdm(total=recipe.epochs, initial=len(rows), desc=f"training {kind}", unit="epoch", disable=not progress)
+    devices = [device] if device.type == "cuda" else []
+    with bar, torch.random.fork_rng(devices=devices):
+        for epoch in range(len(rows), recipe.epochs):
+            network.train()
+            rows.append(_epoch(network, step, batches, optimizer, recipe, epoch, seed, device))
+            if path:
+                save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
+                _write_metrics(path.parent / "metrics.csv", rows)
+            bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}, train accuracy {rows[-1]['accuracy']:.1%}")
+            bar.update()
+    network.train(was_training)
+    return rows
+
+
+def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: int, device: torch.device) -> dict:
+    started = time.perf_counter()
+    # Everything random in an epoch follows from (seed, epoch), so that a resumed training repeats it.
+    torch.manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    if hasattr(batches, "set_epoch"):
+        batches.set_epoch(epoch)
+    per_epoch = len(batches) if hasattr(batches, "__len__") else None
+    if per_epoch is None:
+        batches = list(batches)
+        per_epoch = len(batches)
+    sums: dict[str, float] = {}
+    seen = 0
+    for index, (x, target) in enumerate(batches):
+        lr = recipe.lr_at(epoch * per_epoch + index, per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        optimizer.zero_grad(set_to_none=True)
+        measured = step(x, target, generator=generator)
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+        optimizer.step()
+        seen += len(target)
+        for name, value in measured.items():
+            sums[name] = sums.get(name, 0.0) + value * len(target)
+    if not seen:
+        raise DataError("training got 0 batches; pass at least one batch an epoch (an exhausted generator gives none)")
+    row = {"epoch": epoch + 1, "lr": lr, **{name: total / seen for name, total in sums.items()}}
+    if not row["loss"] < float("inf"):
+        raise RunError(f"the training loss became {row['loss']} in epoch {epoch + 1}; lower lr={recipe.lr} or set clip_norm")
+    return row | {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def _resume(path: Path, network, optimizer, recipe: Recipe, seed: int, kind: str) -> list[dict]:
+    state = load_checkpoint(path, kind)
+    before = {**state["settings"]["recipe"], "seed": state["settings"]["seed"]}
+    now = {**recipe.to_json(), "seed": seed}
+    changed = [f"{key} was {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
+    if changed:
+        raise RunError(f"{path} belongs to another training ({'; '.join(changed)}); use those settings or another folder")
+    try:
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RunError(f"{path} does not fit the network ({str(error).splitlines()[0]}); use another folder") from error
+    if state["rows"]:
+        log.info("going on from epoch %d of %s", len(state["rows"]), path)
+    return state["rows"]
+
+
+def _write_metrics(path: Path, rows: list[dict]) -> None:
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
