@@ -1,6 +1,7 @@
 """Read and write files so that nothing is lost: whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -63,3 +64,23 @@ def read_json(path: str | Path, error: type[AutoSlimError]):
         raise error(f"{path} cannot be read ({problem.strerror}); pass a readable JSON file") from problem
     except (ValueError, UnicodeDecodeError) as problem:
         raise error(f"{path} is not whole JSON ({problem}); it is truncated or another kind of file") from problem
+
+
+def probe_writable(folder: str | Path) -> None:
+    """Make a folder and check that files can be written into it, before work is spent.
+
+    Raises:
+        RunError: the folder cannot be made or written.
+    """
+    with atomic_write(Path(folder) / ".probe") as file:
+        file.write("\n")
+    (Path(folder) / ".probe").unlink()
+
+
+def digest(path: str | Path) -> str:
+    """Return the first 16 hex digits of a file's SHA-256."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()[:16]

@@ -45,3 +45,17 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
         wanted = {"supernet": "`autoslim train`", "network": "`autoslim retrain`"}[kind]
         raise RunError(f"{path} holds a {state.get('kind')}, not a {kind}; pass a folder written by {wanted}")
     return state
+
+
+def load_weights(path: str | Path, kind: str, network: nn.Module) -> int:
+    """Load the weights of a checkpoint into a network; returns the epochs that they were trained for.
+
+    Raises:
+        RunError: the checkpoint is damaged, foreign, or of another network.
+    """
+    state = load_checkpoint(path, kind)
+    try:
+        network.load_state_dict(state["model"])
+    except (RuntimeError, KeyError) as error:
+        raise RunError(f"{path} does not fit the network ({str(error).splitlines()[0]}); pass the run it belongs to") from error
+    return len(state["rows"])

@@ -30,6 +30,7 @@ def train_supernet(
     seed: int = 0,
     progress: bool = False,
     recipe: Recipe | None = None,
+    from_scratch: bool = False,
     **hyper,
 ) -> list[dict]:
     """Train a supernet with the sandwich rule and inplace distillation (US-Nets, section 3).
@@ -40,12 +41,15 @@ def train_supernet(
         folder: where metrics.csv and checkpoint.pt go after every epoch; a training that was cut off goes on from there.
         seed: of the drawn widths and of dropout; it makes a resumed training equal to an uninterrupted one.
         progress: draw a progress bar on stderr.
+        from_scratch: draw new weights by `seed` first, instead of starting from the model's.
         recipe, hyper: a `Recipe`, or its fields as keywords (`epochs=50, lr=0.1, ...`).
 
     Returns:
         one row an epoch: epoch, lr, loss, narrowest_loss, accuracy (on the training batches), seconds.
     """
     recipe = recipe or Recipe(**hyper)
+    if from_scratch:
+        initialize(net.model, seed)
     step = partial(sandwich_step, net, random_widths=recipe.random_widths, label_smoothing=recipe.label_smoothing)
     return _fit(net, step, batches, recipe, folder, seed, progress, "supernet")
 

@@ -1,0 +1,104 @@
+"""autoslim evaluate: a supernet's estimate, or a retrained network's accuracy."""
+
+from pathlib import Path
+
+import click
+
+from autoslim.commands import options
+from autoslim.errors import RunError
+
+
+@click.command()
+@click.argument("run", metavar="RUN|CONFIG.json", type=click.Path(path_type=Path))
+@click.option("--data", metavar="DATA", help="Images, in place of the run's own.")
+@click.option("--width", type=float, help="Width multiplier of the family, for a supernet.  [default: its full width]")
+@options.device_option
+@options.json_option
+def evaluate(run, data, width, device, as_json):
+    """Score a run folder, or a CONFIG.json that lies in one.
+
+    A supernet, at --width or at CONFIG.json, gives a supernet estimate on its held-out training images, with BN statistics
+    calibrated for that configuration. A retrained network gives its accuracy on the test images.
+    """
+    folder, config_path = find_run(run)
+    from autoslim.commands import runs
+
+    kind = runs.read_run(folder)["kind"]
+    if kind == "network":
+        if width is not None:
+            raise RunError(f"--width {width:g} is for supernets; {folder} holds one retrained network, leave it out")
+        document = evaluate_network(folder, data, device)
+    else:
+        document = evaluate_supernet(folder, config_path, data, width, device)
+    if as_json:
+        options.print_json(document)
+        return
+    click.echo(
+        f"{document['kind']}: {1 - document['error']:.2%} top-1 accuracy on {document['images']} {document['split']} images, "
+        f"loss {document['loss']:.4f}, {document['macs'] / 1e6:.4g}M MACs, {document['params'] / 1e6:.4g}M params"
+    )
+
+
+def find_run(path: Path) -> tuple[Path, Path | None]:
+    """Return the run folder that a path belongs to, and the configuration if the path is one.
+
+    Raises:
+        RunError: there is no run with weights at the path or above it.
+    """
+    if path.is_dir() or path.suffix != ".json":
+        return path, None
+    for folder in path.resolve().parents:
+        if (folder / "checkpoint.pt").exists():
+            return folder, path
+    raise RunError(f"{path} does not exist in a run folder with weights; pass a configuration inside the run it was found in")
+
+
+def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
+    """Score a retrained network on the test images."""
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.commands import runs
+    from autoslim.commands.retrain import check_classes, load_network
+    from autoslim.search.evaluate import evaluate as score
+    from autoslim.training.checkpoint import load_weights
+
+    settings = runs.read_run(folder, "network")
+    config = ChannelConfig.load(folder / "channels.json")
+    network, cost = load_network(config, str(folder / "channels.json"))
+    epochs = load_weights(folder / "checkpoint.pt", "network", network)
+    if epochs < settings["recipe"]["epochs"]:
+        raise RunError(
+            f"{folder} was trained for {epochs} of {settings['recipe']['epochs']} epochs; run the same `autoslim retrain` again"
+        )
+    place = runs.choose_device(device)
+    data = data or settings["data"]
+    images = runs.load_images(data, config.input_shape, 0.1, settings["seed"], place, settings["skip_corrupt"])
+    check_classes(network, config, images, data)
+    result = score(runs.to_device(network, place), images.scoring(images.test))
+    return {"kind": "retrained accuracy", "split": "test", **result.to_json(), **cost.to_json()}
+
+
+def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, width: float | None, device: str) -> dict:
+    """Score a supernet at one configuration on the images held out of its training."""
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.commands import runs
+    from autoslim.commands.search import load_supernet
+    from autoslim.cost.table import CostTable
+    from autoslim.search.evaluate import SupernetEvaluator
+
+    net, space, settings = load_supernet(folder, device)
+    if config_path is not None:
+        if width is not None:
+            raise RunError(f"--width {width:g} has no meaning for {config_path}, which states its channels; leave it out")
+        config = ChannelConfig.load(config_path)
+        config.check(net.groups, str(config_path), CostTable(net).cost(config).to_json() if not config.faults(net.groups) else None)
+    else:
+        config = runs.uniform_config(space, net, space.full_width if width is None else width)
+    rules = space.search
+    images = runs.load_images(
+        data or settings["data"], space.input_shape, rules["held_out"], settings["seed"], runs.choose_device(device),
+        settings["skip_corrupt"],
+    )  # fmt: skip
+    calibration = images.calibration(rules["calibration_images"], min(rules["batch_size"], rules["calibration_images"]))
+    result = SupernetEvaluator(net, images.scoring(images.search, rules["batch_size"]), calibration).score(config)
+    cost = CostTable(net).cost(config).to_json()
+    return {"kind": "supernet estimate", "split": "held-out training", **result.to_json(), **cost}

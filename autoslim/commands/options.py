@@ -1,0 +1,45 @@
+"""Options that several verbs share."""
+
+import json
+
+import click
+
+data_option = click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, folder:DIR (train/CLASS, test/CLASS) or pkg.module:function.",
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of weights, order and augmentation.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+skip_corrupt_option = click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded.")
+epochs_option = click.option("--epochs", type=click.IntRange(1), help="Epochs, in place of the space's.")
+batch_size_option = click.option("--batch-size", type=click.IntRange(1), help="Images a step, in place of the space's.")
+lr_option = click.option("--lr", type=float, help="Peak learning rate, in place of the space's.")
+
+
+def shape_option(function):
+    """Add --input-shape, for networks that are given as pkg.module:factory."""
+    return click.option(
+        "--input-shape",
+        default="3,224,224",
+        show_default=True,
+        callback=_parse_shape,
+        help="C,H,W of one image, for a network given as pkg.module:factory.",
+    )(function)
+
+
+def _parse_shape(ctx, param, value: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in value.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) != 3 or min(shape) < 1:
+        raise click.BadParameter(f"{value!r} is not C,H,W; write it as 3,224,224")
+    return shape
+
+
+def print_json(document) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(document, indent=1))

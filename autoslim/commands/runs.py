@@ -1,0 +1,191 @@
+"""Run folders, and the objects that are rebuilt from them."""
+
+import platform
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoslim import __version__
+from autoslim.channels.config import ChannelConfig
+from autoslim.data import Loader, channel_statistics, load_data, split
+from autoslim.errors import DataError, RunError
+from autoslim.files import read_json, write_json
+from autoslim.slimmable.supernet import Supernet
+from autoslim.spaces import Space
+from autoslim.training.recipe import Recipe
+
+FORMAT = "autoslim.run/1"
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device by name; "auto" is the GPU if there is one.
+
+    Raises:
+        RunError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device {name!r} is not available ({str(error).splitlines()[0]}); pass cpu or auto") from error
+    return device
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"autoslim": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The image sets of a run: `train` and `search` share nothing; `test` is for the final evaluation only."""
+
+    train: object
+    search: object
+    everything: object
+    test: object
+    classes: tuple[str, ...]
+    mean: list[float]
+    std: list[float]
+    size: int
+    device: torch.device
+
+    def training(self, images, recipe: dict, seed: int) -> Loader:
+        """Return shuffled, augmented batches."""
+        augment = {key: recipe[key] for key in ("crop", "pad", "min_scale", "flip")}
+        batch_size = min(recipe["batch_size"], len(images))
+        return self._loader(images, batch_size, shuffle=True, seed=seed, drop_last=True, **augment)
+
+    def scoring(self, images, batch_size: int = 500) -> Loader:
+        """Return every image once, not augmented, always in the same order."""
+        return self._loader(images, batch_size)
+
+    def calibration(self, count: int, batch_size: int, seed: int = 0) -> Loader:
+        """Return `count` training images, not augmented, for BN statistics."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        return self._loader(self.train.subset(order[:count]), batch_size)
+
+    def _loader(self, images, batch_size: int, **options) -> Loader:
+        return Loader(
+            images, batch_size=batch_size, mean=self.mean, std=self.std, image_size=self.size, device=self.device, **options
+        )
+
+
+def load_images(
+    spec: str, input_shape, held_out: float, seed: int, device: torch.device, skip_corrupt: bool = False
+) -> Images:
+    """Read a data set for a network with inputs `[C, H, W]` and split its training images.
+
+    Raises:
+        DataError: the data cannot be read or split, or its images have other channels than the network takes.
+    """
+    data = load_data(spec, image_size=input_shape[-1], skip_corrupt=skip_corrupt)
+    if data.image_shape[0] != input_shape[0]:
+        raise DataError(
+            f"the images of {spec!r} have {data.image_shape[0]} channels, the network takes {input_shape[0]}; "
+            "take another network or other images"
+        )
+    train, search = split(data.train, held_out, seed)
+    mean, std = channel_statistics(data.train)
+    return Images(train, search, data.train, data.test, data.classes, mean, std, input_shape[-1], device)
+
+
+def write_run(folder: Path, kind: str, **settings) -> None:
+    """Write config.json of a run, or check that it is the same run going on.
+
+    Raises:
+        RunError: the folder holds another run.
+    """
+    path = folder / "config.json"
+    document = {"format": FORMAT, "kind": kind, **settings, "versions": versions()}
+    if path.exists():
+        before = read_json(path, RunError)
+        keys = ("format", "kind", *settings)
+        changed = [key for key in keys if not isinstance(before, dict) or before.get(key) != document[key]]
+        if changed:
+            raise RunError(f"{folder} holds another run (differs in {', '.join(changed)}); pass another --out or remove it")
+        return
+    write_json(path, document)
+
+
+def read_run(folder: str | Path, kind: str | None = None) -> dict:
+    """Read config.json of a run folder.
+
+    Raises:
+        RunError: the folder is no run, or a run of another kind ("supernet" or "network").
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"run {str(folder)!r} does not exist; pass a folder written by `autoslim train` or `autoslim retrain`")
+    if not (folder / "config.json").exists():
+        raise RunError(f"{folder} is not a run (no config.json); pass a folder written by `autoslim train` or `autoslim retrain`")
+    document = read_json(folder / "config.json", RunError)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise RunError(f"{folder}/config.json is not of format {FORMAT!r}; pass a folder written by this toolkit")
+    if kind and document.get("kind") != kind:
+        verb = {"supernet": "train", "network": "retrain"}[kind]
+        raise RunError(f"{folder} holds a {document.get('kind')}, not a {kind}; pass a folder written by `autoslim {verb}`")
+    return document
+
+
+def space_to_json(space: Space) -> dict:
+    """Return a search space as JSON, whole, so that a run does not depend on the file it came from."""
+    document = asdict(space)
+    document.pop("path")
+    return document | {"input_shape": list(space.input_shape)}
+
+
+def space_from_json(document: dict) -> Space:
+    """Rebuild the search space of a run."""
+    return Space(**{**document, "path": None, "input_shape": tuple(document["input_shape"])})
+
+
+def build_supernet(space: Space, device: torch.device | str = "cpu") -> Supernet:
+    """Build the supernet of a search space at its full width, untrained."""
+    model = to_device(space.build(), device)
+    example = torch.zeros(1, *space.input_shape, device=device)
+    return Supernet(model, example, **space.grid, average_inputs=space.train.get("average_inputs", False))
+
+
+def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a model; on a GPU its 4-D weights are laid out channels last, as the batches of `Loader` are."""
+    place = torch.device(device)
+    return model.to(place, memory_format=torch.channels_last) if place.type == "cuda" else model.to(place)
+
+
+def uniform_config(space: Space, net: Supernet, width: float) -> ChannelConfig:
+    """Return the channels of the family at a width multiplier (1.0 is the default network).
+
+    Raises:
+        ModelError: the space has no width multiplier and `width` is not 1.0.
+        RunError: a width exceeds the supernet's.
+    """
+    if space.width_argument is None and width != space.full_width:
+        space.build(width)
+    if width == space.full_width:
+        return with_model(net.full(), space)
+    if width > space.full_width:
+        raise RunError(f"width {width:g} exceeds the supernet's {space.full_width:g}; pass a smaller --width")
+    with torch.device("meta"):
+        layers = dict(space.build(width).named_modules())
+    widths = []
+    for group in net.groups:
+        layer = layers[group.name.partition("#")[0]]
+        widths.append(getattr(layer, "out_channels", None) or layer.out_features)
+    return with_model(net.make_config(widths), space)
+
+
+def with_model(config: ChannelConfig, space: Space) -> ChannelConfig:
+    """Add to a configuration what rebuilds its network."""
+    return replace(config, space=space.name, model=space.model_reference(), input_shape=list(space.input_shape))
+
+
+def override(recipe: dict, **values) -> dict:
+    """Return a recipe with the values that were given on the command line; the result is checked."""
+    merged = {**recipe, **{key: value for key, value in values.items() if value is not None}}
+    Recipe.of(merged)
+    return merged

@@ -1,0 +1,40 @@
+"""Tables: in the terminal, and as CSV."""
+
+import csv
+from pathlib import Path
+
+from autoslim.files import atomic_write
+
+SPECTRUM_COLUMNS = ["series", "macs", "error", "loss", "images"]
+
+
+def configuration_table(found: list) -> str:
+    """Return a table of (path, configuration) pairs; the errors are the supernet's estimates."""
+    rows = [("configuration", "MACs", "params", "error*", "loss*")]
+    for path, config in found:
+        cost, estimate = config.cost, config.estimate
+        rows.append(
+            (str(path), f"{cost['macs']:,}", f"{cost['params']:,}", f"{estimate['error']:.2%}", f"{estimate['loss']:.4f}")
+        )
+    return align(rows) + "\n* supernet estimate on images held out of training, not the accuracy of a retrained network"
+
+
+def align(rows: list[tuple]) -> str:
+    """Line up rows of text in columns: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def write_spectrum(path: str | Path, uniform: list, path_taken: list) -> None:
+    """Write the supernet estimates of uniform subnets, `(macs, Score)`, and of the greedy path, as CSV."""
+    with atomic_write(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(SPECTRUM_COLUMNS)
+        for macs, score in uniform:
+            writer.writerow(["uniform", macs, score.error, score.loss, score.images])
+        for candidate in path_taken:
+            writer.writerow(["greedy", candidate.macs, candidate.error, candidate.loss, candidate.images])

@@ -1,0 +1,377 @@
+"""Search spaces: a network, the grid its widths move on, and the recipes to train and search it; one TOML file each.
+
+Nothing here imports torch before a network is built, so that listing the spaces stays fast.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from autoslim.errors import ConfigError, ModelError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# A factory that a file names is called when the file is used, and anyone may have sent it. So the functions of the
+# standard library and of our own dependencies are no factories (os.system, torch.load), their networks excepted.
+_NO_FACTORIES = {"autoslim", "fvcore", "joblib", "matplotlib", "numpy", "pandas", "pip", "scipy", "sklearn"}
+_NO_FACTORIES |= {"torch", "torchvision"}
+_NETWORKS = ("autoslim.models.", "torchvision.models.")
+
+
+class _Key(NamedTuple):
+    default: Any
+    fits: Callable[[Any], bool]
+    rule: str
+
+
+def _whole(default: int, low: int) -> _Key:
+    return _Key(default, lambda v: type(v) is int and v >= low, f"a whole number of at least {low}")
+
+
+def _real(default: float, rule: str, within: Callable[[float], bool]) -> _Key:
+    return _Key(default, lambda v: type(v) in (int, float) and math.isfinite(v) and within(v), rule)
+
+
+def _flag(default: bool) -> _Key:
+    return _Key(default, lambda v: type(v) is bool, "true or false")
+
+
+def _one_of(*names: str) -> _Key:
+    return _Key(names[0], lambda v: v in names, " or ".join(map(repr, names)))
+
+
+def _held_out(value: Any) -> bool:
+    return (type(value) is int and value >= 1) or (type(value) is float and 0 < value < 1)
+
+
+_RECIPE = {
+    "batch_size": _whole(128, 1),
+    "lr": _real(0.1, "a number above 0", lambda v: v > 0),
+    "schedule": _one_of("linear", "cosine"),
+    "warmup_epochs": _real(0.0, "a number of at least 0", lambda v: v >= 0),
+    "momentum": _real(0.9, "a number from 0 to below 1", lambda v: 0 <= v < 1),
+    "nesterov": _flag(True),
+    "weight_decay": _real(1e-4, "a number of at least 0", lambda v: v >= 0),
+    "label_smoothing": _real(0.0, "a number from 0 to below 1", lambda v: 0 <= v < 1),
+    "clip_norm": _real(0.0, "a number of at least 0 (0: no clipping)", lambda v: v >= 0),
+    "crop": _one_of("none", "pad", "resized"),
+    "pad": _whole(4, 0),
+    "min_scale": _real(0.25, "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    "flip": _flag(False),
+}
+
+# Every table and key that a space may have beside [model], with the value it takes where the file is silent.
+_TABLES: dict[str, dict[str, _Key]] = {
+    "grid": {
+        "divisor": _whole(8, 1),
+        "steps": _whole(12, 1),
+        "min_ratio": _real(0.1, "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    },
+    "train": {
+        "epochs": _whole(50, 1),
+        **_RECIPE,
+        "random_widths": _whole(2, 0),
+        "average_inputs": _flag(False),
+    },
+    "search": {
+        "held_out": _Key(0.2, _held_out, "a fraction between 0 and 1 (0.2) or a number of images (50000)"),
+        "batch_size": _whole(1000, 1),
+        "calibration_images": _whole(1024, 1),
+        "score": _one_of("error", "loss"),
+        "pick": _one_of("drop", "drop-per-mac"),
+    },
+    "retrain": {"epochs": _whole(300, 1), **_RECIPE},
+}
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int and n >= 1 for n in value)
+
+
+def _is_kwargs(value: Any) -> bool:
+    try:
+        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return False
+
+
+_NAME = _Key(None, lambda v: type(v) is str and v != "", "a non-empty string")
+_ARGUMENT = _Key(None, lambda v: type(v) is str and v.isidentifier(), "the name of an argument")
+_SHAPE = _Key(None, _is_shape, "three whole numbers, channels, height and width: [3, 224, 224]")
+
+_MODEL = {
+    "factory": _Key(None, lambda v: type(v) is str and _split(v) is not None, "a string 'pkg.module:function'"),
+    "kwargs": _Key({}, _is_kwargs, "a table of strings, numbers, booleans and lists"),
+    "classes_argument": _ARGUMENT,
+    "width_argument": _ARGUMENT,
+    "full_width": _real(1.0, "a number above 0", lambda v: v > 0),
+    "input_shape": _SHAPE,
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """A network that can be slimmed, and how to do it.
+
+    `full_width` is the width multiplier of the supernet; 1.0 is the family's default network. `width_argument` and
+    `classes_argument` are None where the factory has no such argument. `grid`, `train`, `search` and `retrain` hold
+    every key, with the defaults filled in.
+    """
+
+    name: str
+    path: Path | None
+    description: str
+    factory: str
+    kwargs: dict[str, Any]
+    classes_argument: str | None
+    width_argument: str | None
+    full_width: float
+    input_shape: tuple[int, int, int]
+    grid: dict[str, Any]
+    train: dict[str, Any]
+    search: dict[str, Any]
+    retrain: dict[str, Any]
+
+    def with_classes(self, classes: int) -> "Space":
+        """Return the space for a number of classes; the same space if its factory takes no such argument."""
+        if self.classes_argument is None:
+            return self
+        return replace(self, kwargs={**self.kwargs, self.classes_argument: classes})
+
+    def build(self, width: float | None = None) -> "nn.Module":
+        """Build the plain network at a width multiplier of its family; None stands for the supernet's full width.
+
+        Raises ModelError if the factory fails, or has no width argument and width is not 1.0.
+        """
+        return build_model(self._reference(self.full_width if width is None else width))
+
+    def model_reference(self) -> dict[str, Any]:
+        """Return {"factory", "kwargs"} of the supernet's network: what `build_model` needs, ready for JSON."""
+        return self._reference(self.full_width)
+
+    def _reference(self, width: float) -> dict[str, Any]:
+        if self.width_argument is not None:
+            return {"factory": self.factory, "kwargs": {**self.kwargs, self.width_argument: width}}
+        if width != 1.0:
+            raise ModelError(
+                f"width {width:g} of '{self.name}': {self.factory} has no known width argument; "
+                "name it as width_argument in a search space, or leave the width out"
+            )
+        return {"factory": self.factory, "kwargs": dict(self.kwargs)}
+
+
+def list_spaces() -> list[tuple[str, str]]:
+    """Return (name, description) of every search space that ships, by name."""
+    return [(path.stem, _read(path).description) for path in _shipped()]
+
+
+def load_space(space: str | os.PathLike[str], *, input_shape: tuple[int, int, int] = (3, 224, 224)) -> Space:
+    """Load a shipped space by name, a TOML file by path, or a network by 'pkg.module:factory'.
+
+    A string that has a slash or ends in .toml is a path. A factory gets the default grid and recipes, and input_shape;
+    a space states its own.
+
+    Raises ConfigError for an unknown name or a bad file (all its faults at once), ModelError for a bad factory.
+    """
+    text = os.fspath(space)
+    if text.endswith(".toml") or "/" in text or os.sep in text:
+        return _read(Path(text))
+    if ":" in text:
+        return _from_factory(text, input_shape)
+    shipped = {path.stem: path for path in _shipped()}
+    if text in shipped:
+        return _read(shipped[text])
+    raise ConfigError(
+        f"unknown search space '{text}'{_closest(text, shipped)}; give one of {', '.join(shipped)}, "
+        "the path of a .toml file, or pkg.module:factory"
+    )
+
+
+def default_recipe(table: str) -> dict[str, Any]:
+    """Return the values of a table ("grid", "train", "search" or "retrain") where a space is silent."""
+    return {key: rule.default for key, rule in _TABLES[table].items()}
+
+
+def build_model(reference: Mapping[str, Any]) -> "nn.Module":
+    """Build the network of {"factory": "pkg.module:function", "kwargs": {...}}.
+
+    Raises ModelError if the reference is malformed, the factory is not found, fails, or returns no torch.nn.Module.
+    """
+    fits = isinstance(reference, Mapping) and isinstance(reference.get("factory"), str)
+    if not fits or not isinstance(reference.get("kwargs", {}), Mapping):
+        raise ModelError(f'model {reference!r} is not of the form {{"factory": "pkg.module:function", "kwargs": {{}}}}')
+    name, kwargs = reference["factory"], reference.get("kwargs", {})
+    factory = load_factory(name)
+    from torch import nn
+
+    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})"
+    try:
+        model = factory(**kwargs)
+    except Exception as error:  # whatever a user's function raises
+        raise ModelError(f"{call} failed: {_told(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{call} returned {type(model).__name__}; a factory returns a torch.nn.Module")
+    return model
+
+
+def load_factory(name: str) -> Callable[..., Any]:
+    """Import the callable of 'pkg.module:name'; the current folder comes first on the import path, and stays there.
+
+    Raises ModelError if the form is wrong, the module cannot be imported, or the name is missing or no factory.
+    """
+    parts = _split(name)
+    if parts is None:
+        raise ModelError(f"factory '{name}' is not of the form pkg.module:function")
+    module_name, attribute = parts
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does; a console script has its own folder there
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ModelError(f"factory '{name}': importing {module_name} failed: {_told(error)}") from error
+        raise ModelError(
+            f"factory '{name}': no module '{error.name}', neither installed nor in {os.getcwd()}; "
+            "install it, or run in the folder that holds it"
+        ) from error
+    except Exception as error:  # whatever a user's module raises
+        raise ModelError(f"factory '{name}': importing {module_name} failed: {_told(error)}") from error
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        raise ModelError(f"factory '{name}': {module_name} has no '{attribute}'{_closest(attribute, dir(module))}")
+    if not callable(factory):
+        raise ModelError(f"factory '{name}' is {type(factory).__name__}; it must be a function or a class")
+    _refuse_foreign(name, factory)
+    return factory
+
+
+def _refuse_foreign(name: str, factory: Any) -> None:
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    module = str(getattr(factory, "__module__", None) or "builtins")
+    home = module.partition(".")[0]
+    if module.startswith(_NETWORKS) or (home not in sys.stdlib_module_names and home not in _NO_FACTORIES):
+        return
+    if isinstance(factory, type):
+        from torch import nn
+
+        if issubclass(factory, nn.Module):
+            return
+    raise ModelError(f"factory '{name}' belongs to {module}, which builds no networks; name a function of your own")
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    module, colon, attribute = name.partition(":")
+    fits = colon and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    return (module, attribute) if fits else None
+
+
+def _from_factory(name: str, input_shape: tuple[int, int, int]) -> Space:
+    if not _is_shape(input_shape):
+        raise ConfigError(f"input shape {input_shape!r} must be {_SHAPE.rule}")
+    factory = load_factory(name)
+    try:
+        takes_classes = "num_classes" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a callable without a signature
+        takes_classes = False
+    # torchvision's classifiers take num_classes among **kwargs.
+    takes_classes = takes_classes or name.startswith(("torchvision.models:", "torchvision.models."))
+    return Space(
+        name=name,
+        path=None,
+        description=f"{name} with the default grid and recipes",
+        factory=name,
+        kwargs={},
+        classes_argument="num_classes" if takes_classes else None,
+        width_argument=None,
+        full_width=1.0,
+        input_shape=tuple(input_shape),
+        **{table: default_recipe(table) for table in _TABLES},
+    )
+
+
+def _shipped() -> list[Path]:
+    package = Path(__file__).resolve().parent
+    for folder in (package / "search_spaces", package.parent / "search_spaces"):  # installed; in the repository
+        paths = sorted(folder.glob("*.toml"))
+        if paths:
+            return paths
+    raise ConfigError(f"no search spaces beside {package}; the installation is incomplete, install autoslim again")
+
+
+def _read(path: Path) -> Space:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `autoslim spaces` lists the search spaces that ship") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path} is not a readable TOML file: {reason}") from error
+    faults: list[str] = []
+    known = {"description", "model", *_TABLES}
+    faults += [f"unknown '{key}'{_closest(key, known)}" for key in tables if key not in known]
+    if "description" not in tables:
+        faults.append("description is missing")
+    elif not _NAME.fits(tables["description"]) or "\n" in tables["description"]:
+        faults.append(f"description = {tables['description']!r} must be one line of text")
+    model = _table(tables, "model", _MODEL, faults)
+    _check_model(tables.get("model", {}), model, faults)
+    recipes = {table: _table(tables, table, keys, faults) for table, keys in _TABLES.items()}
+    if faults:
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        raise ConfigError(f"{path}: {count} in the search space: {'; '.join(faults)}")
+    model |= {"input_shape": tuple(model["input_shape"]), "kwargs": dict(model["kwargs"])}
+    return Space(name=path.stem, path=path, description=tables["description"], **model, **recipes)
+
+
+def _table(tables: dict[str, Any], name: str, keys: dict[str, _Key], faults: list[str]) -> dict[str, Any]:
+    """Return the table with its defaults filled in, and add what is wrong with it to faults."""
+    given = tables.get(name, {})
+    if not isinstance(given, dict):
+        faults.append(f"{name} = {given!r} must be a table, [{name}]")
+        return {}
+    values = {key: rule.default for key, rule in keys.items()}
+    for key, value in given.items():
+        if key not in keys:
+            faults.append(f"[{name}] has unknown '{key}'{_closest(key, keys)}")
+        elif not keys[key].fits(value):
+            faults.append(f"[{name}] {key} = {value!r} must be {keys[key].rule}")
+        else:
+            values[key] = float(value) if type(keys[key].default) is float and key != "held_out" else value
+    return values
+
+
+def _check_model(given: Any, model: dict[str, Any], faults: list[str]) -> None:
+    """Add what no key of [model] shows alone."""
+    if not isinstance(given, dict):
+        return
+    faults += [f"[model] {key} is missing" for key in ("factory", "input_shape") if key not in given]
+    width = model["width_argument"]
+    if width is not None and width in model["kwargs"]:
+        faults.append(f"[model] kwargs sets '{width}', which full_width sets; leave it out of kwargs")
+    if "width_argument" not in given and model["full_width"] != 1.0:
+        faults.append(f"[model] full_width = {model['full_width']:g} needs width_argument; leave it out, or name that")
+
+
+def _closest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (closest: '{near[0]}')" if near else ""
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
