@@ -72,9 +72,11 @@ def probe_writable(folder: str | Path) -> None:
     Raises:
         RunError: the folder cannot be made or written.
     """
-    with atomic_write(Path(folder) / ".probe") as file:
-        file.write("\n")
-    (Path(folder) / ".probe").unlink()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"folder {folder} cannot be written ({error.strerror}); pass another folder") from error
 
 
 def digest(path: str | Path) -> str:

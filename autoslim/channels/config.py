@@ -71,7 +71,7 @@ class ChannelConfig:
         faults = _format_faults(document)
         if faults:
             raise ConfigError(
-                f"{path}: {_count(faults)} not a channel configuration ({FORMAT}): {'; '.join(faults)}; "
+                f"{path} is not a channel configuration ({FORMAT}): {'; '.join(faults)}; "
                 "pass a file written by `autoslim search`"
             )
         channels = {name: (pair[0], pair[1]) for name, pair in document["channels"].items()}

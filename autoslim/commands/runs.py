@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device {name!r} is not available ({str(error).splitlines()[0]}); pass cpu or auto") from error
+        raise RunError(f"device {name!r} is not available here; pass cpu or auto") from error
     return device
 
 

@@ -79,7 +79,7 @@ def decode_file(path: str, size: tuple[int, int]) -> np.ndarray:
                 image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
             return np.asarray(image)
     except Exception as error:  # a damaged file can raise nearly anything: OSError, SyntaxError, struct.error, ...
-        raise DataError(f"{path}: corrupt image ({error}); replace it, or skip corrupt images on request") from error
+        raise DataError(f"{path}: corrupt image ({error}); replace it, or leave such images out with --skip-corrupt") from error
 
 
 def decode_files(

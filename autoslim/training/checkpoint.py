@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running anything that is in them."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -32,13 +33,18 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
         RunError: the file is missing, truncated, of another format or of another kind of training.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path} does not exist; train first, or pass the folder of a training") from None
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); pass a readable checkpoint") from error
     except Exception as error:
-        raise RunError(f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}); train again or restore it") from error
+        raise RunError(
+            f"{path} is not a checkpoint: it is truncated, or a file of another kind ({type(error).__name__}); "
+            "restore it, or remove it and train again"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(f"{path} is not a checkpoint of this toolkit (no format {FORMAT!r}); pass the folder of `autoslim train`")
     if state.get("kind") != kind:

@@ -1,0 +1,313 @@
+import pandas as pd
+import pytest
+import torch
+import tricky
+from tricky import randomized
+
+import autoslim
+
+
+def data(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 5, (n,), generator=generator))
+        for n in (count, count // 2)
+    ]
+
+
+def supernet(kind=tricky.Residual, **grid):
+    torch.manual_seed(0)
+    return autoslim.Supernet(randomized(kind()), torch.randn(1, 3, 8, 8), **{"divisor": 4, **grid})
+
+
+class Table:
+    """An evaluator that makes scores from the widths alone, and remembers what it was asked."""
+
+    def __init__(self, error):
+        self.error, self.asked = error, []
+
+    def score(self, config):
+        self.asked.append(tuple(config.widths.items()))
+        error = self.error(config.widths)
+        return autoslim.Score(error, 2 * error, 10)
+
+
+def no_evaluation(config):
+    raise AssertionError("an evaluation was made")
+
+
+def brute_force(net, score, pick, targets, judge):
+    """Descend by trying every one-step-narrower network, with nothing of the search but its rules."""
+    table = autoslim.CostTable(net)
+    widths = net.full().widths
+    chosen, targets = [], sorted(targets, reverse=True)
+    now = judge(widths)
+    while True:
+        macs = table.cost(widths).macs
+        while targets and macs <= targets[0]:
+            chosen.append((targets.pop(0), dict(widths), now))
+        if not targets:
+            return chosen
+        tried = []
+        for position, (name, width) in enumerate(widths.items()):
+            narrower = [c for c in net.choices[name] if c < width]
+            if not narrower:
+                continue
+            candidate = {**widths, name: narrower[-1]}
+            judged, cost = judge(candidate), table.cost(candidate).macs
+            value = getattr(judged, score)
+            if pick == "drop-per-mac":
+                value = (value - getattr(now, score)) / (macs - cost)
+            tried.append(((value, cost, position), candidate, judged))
+        _, widths, now = min(tried, key=lambda entry: entry[0])
+
+
+@pytest.mark.parametrize("pick", ["drop", "drop-per-mac"])
+@pytest.mark.parametrize("score", ["error", "loss"])
+def test_search_equals_brute_force_over_materialized_networks(score, pick):
+    net, images, calibration = supernet(), data(12, 1), data(10, 2)
+
+    def judge(widths):
+        plain = autoslim.materialize(net, net.make_config(widths.values()))
+        return autoslim.evaluate(autoslim.calibrate(plain, calibration), images)
+
+    full = autoslim.CostTable(net).cost(net.full()).macs
+    targets = [0.8 * full, 0.5 * full, 0.3 * full]
+    expected = brute_force(net, score, pick, targets, judge)
+    found = list(autoslim.greedy_search(net, images, calibration, targets={"macs": targets}, score=score, pick=pick))
+    assert [(p.target, p.config.widths) for p in found] == [(target, widths) for target, widths, _ in expected]
+    for point, (_, _, judged) in zip(found, expected, strict=True):
+        assert point.score.error == judged.error
+        assert point.score.loss == pytest.approx(judged.loss, rel=1e-4)
+        assert point.config.cost == point.cost.to_json()
+        assert point.config.estimate["kind"] == "supernet estimate"
+
+
+@pytest.mark.parametrize("pick", ["drop", "drop-per-mac"])
+@pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat, tricky.Grouped, tricky.Untraceable])
+@pytest.mark.parametrize("seed", range(4))
+def test_search_equals_brute_force_with_made_up_scores(kind, pick, seed):
+    net = supernet(kind)
+    generator = torch.Generator().manual_seed(seed)
+    known = {}
+
+    def error(widths):
+        # Coarse scores, so that ties are common.
+        return known.setdefault(tuple(widths.values()), round(torch.rand(1, generator=generator).item(), 1))
+
+    evaluator = Table(error)
+    table = autoslim.CostTable(net)
+    targets = [table.cost(net.narrowest()).macs, 0.6 * table.cost(net.full()).macs]
+    found = list(autoslim.greedy_search(net, targets={"macs": targets}, pick=pick, evaluator=evaluator))
+    expected = brute_force(
+        net, "error", pick, targets, lambda widths: evaluator.score(net.make_config(widths.values()))
+    )
+    assert [(p.target, p.config.widths) for p in found] == [(target, widths) for target, widths, _ in expected]
+
+
+def test_ties_go_to_the_larger_saving():
+    net = supernet()
+    table = autoslim.CostTable(net)
+    narrowed = [table.cost({**net.full().widths, name: net.choices[name][-2]}).macs for name in net.choices]
+    assert len(set(narrowed)) == 2
+    trace = autoslim.SearchTrace()
+    full = table.cost(net.full()).macs
+    list(autoslim.greedy_search(net, targets={"macs": [full - 1]}, evaluator=Table(lambda w: 0.25), trace=trace))
+    assert [c.macs for c in trace.path_taken()] == [full, min(narrowed)]
+
+
+def test_equal_savings_go_to_the_earlier_group():
+    net = supernet(tricky.Concat)
+    trace = autoslim.SearchTrace()
+    full = autoslim.CostTable(net).cost(net.full()).macs
+    list(autoslim.greedy_search(net, targets={"macs": [full - 1]}, evaluator=Table(lambda w: 0.0), trace=trace))
+    saved = {c.group: full - c.macs for c, _ in trace.rows if c.step == 1}
+    assert saved["a"] == saved["b"] > saved["mix"] and trace.path_taken()[-1].group == "a"
+
+
+def test_targets_come_largest_first_and_one_step_may_meet_several():
+    net = supernet()
+    full = autoslim.CostTable(net).cost(net.full()).macs
+    evaluator = Table(lambda widths: 1.0)
+    points = list(autoslim.greedy_search(net, targets={"macs": [full - 2, full, full - 1]}, evaluator=evaluator))
+    assert [p.target for p in points] == [full, full - 1, full - 2]
+    assert [p.step for p in points] == [0, 1, 1]
+    assert points[1].config.channels == points[2].config.channels
+    assert points[0].config.widths == net.full().widths
+
+
+def test_targets_may_be_parts_of_the_full_network():
+    net = supernet()
+    full = autoslim.CostTable(net).cost(net.full()).macs
+    (point,) = autoslim.greedy_search(net, targets={"macs": ["60%"]}, evaluator=Table(lambda w: 0.0))
+    assert point.target == pytest.approx(0.6 * full) and point.cost.macs <= 0.6 * full
+
+
+def test_the_last_target_is_the_narrowest_configuration_itself():
+    net = supernet(min_ratio=0.4)
+    least = autoslim.CostTable(net).cost(net.narrowest()).macs
+    (point,) = autoslim.greedy_search(net, targets={"macs": [least]}, evaluator=Table(lambda w: -sum(w.values())))
+    assert point.config.widths == net.narrowest().widths
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"targets": {"macs": [1.0]}}, "below the narrowest"),
+        ({"targets": {"macs": ["101%"]}}, "above the full"),
+        ({"targets": {"macs": []}}, "no target"),
+        ({"targets": {"macs": ["50%", "soon"]}}, "'soon'"),
+        ({"targets": {"params": [1e3]}}, "'params'"),
+        ({"targets": {}}, "nothing"),
+        ({"targets": {"macs": ["50%"]}, "score": "luck"}, "'luck'"),
+        ({"targets": {"macs": ["50%"]}, "pick": "any"}, "'any'"),
+    ],
+)
+def test_impossible_searches_are_refused_by_the_call_itself(arguments, words):
+    with pytest.raises(autoslim.AutoSlimError, match=words):
+        autoslim.greedy_search(supernet(), evaluator=Table(no_evaluation), **arguments)
+
+
+def test_a_search_without_images_is_refused():
+    with pytest.raises(autoslim.AutoSlimError, match="images"):
+        autoslim.greedy_search(supernet(), targets={"macs": ["50%"]})
+
+
+@pytest.mark.parametrize("pick", ["drop", "drop-per-mac"])
+def test_groups_that_inference_does_not_use_are_no_candidates(pick):
+    # Narrowing the head that only training runs saves nothing.
+    net = supernet(tricky.AuxHead)
+    evaluator = Table(lambda widths: sum(widths.values()) / 100)
+    trace = autoslim.SearchTrace()
+    (point,) = autoslim.greedy_search(net, targets={"macs": ["50%"]}, pick=pick, evaluator=evaluator, trace=trace)
+    macs = [c.macs for c in trace.path_taken()]
+    assert all(a > b for a, b in zip(macs, macs[1:], strict=False))
+
+
+def test_a_candidate_without_a_score_is_never_picked():
+    net = supernet()
+    first, second = net.choices
+
+    def error(widths):
+        return float("nan") if widths[first] < net.choices[first][-1] else 0.5
+
+    trace = autoslim.SearchTrace()
+    full = autoslim.CostTable(net).cost(net.full()).macs
+    list(autoslim.greedy_search(net, targets={"macs": [full - 1]}, evaluator=Table(error), trace=trace))
+    assert [c.group for c in trace.path_taken()] == ["", second]
+
+
+# The trace ----------------------------------------------------------------------------
+
+
+def distinct(widths):
+    return sum((i + 1) * w * w % 17 for i, w in enumerate(widths.values())) / 100 + 1 / 3
+
+
+def run(path, net, error=distinct, target="30%", **options):
+    evaluator = Table(error)
+    trace = autoslim.SearchTrace(path)
+    points = list(autoslim.greedy_search(net, targets={"macs": [target]}, evaluator=evaluator, trace=trace, **options))
+    return points, evaluator.asked
+
+
+def test_every_candidate_has_a_row_that_pandas_reads(tmp_path):
+    net, path = supernet(tricky.Concat), tmp_path / "run" / "trace.csv"
+    (point,), asked = run(path, net)
+    rows = pd.read_csv(path, keep_default_na=False)
+    assert list(rows) == ["step", "group", "width", "macs", "error", "loss", "images", "picked"]
+    assert len(rows) == len(asked) == len(set(asked))
+    assert rows.groupby("step")["picked"].sum().eq(1).all()
+    table, widths = autoslim.CostTable(net), net.full().widths
+    for step, tried in rows.groupby("step"):
+        expected = [name for name, width in widths.items() if width > net.choices[name][0]] if step else [""]
+        assert list(tried["group"]) == expected
+        for row in tried.itertuples():
+            candidate = {**widths, row.group: row.width} if row.group else widths
+            assert row.macs == table.cost(candidate).macs and row.images == 10
+            assert row.error == pytest.approx(distinct(candidate), rel=1e-12)
+            assert row.loss == pytest.approx(2 * distinct(candidate), rel=1e-12)
+        taken = tried[tried["picked"] == 1].iloc[0]
+        widths = {**widths, taken["group"]: taken["width"]} if step else widths
+    assert widths == point.config.widths
+
+
+def test_a_search_cut_off_after_any_line_resumes_to_the_identical_file(tmp_path):
+    net, path = supernet(tricky.Concat), tmp_path / "trace.csv"
+    (point,), asked = run(path, net)
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    for kept in range(len(lines) + 1):
+        path.write_text("".join(lines[:kept]))
+        (again,), more = run(path, net)
+        assert path.read_text() == whole, f"after {kept} lines"
+        assert again.config == point.config
+        assert len(more) == len(asked) - max(0, kept - 1), f"after {kept} lines"
+
+
+def test_a_search_cut_off_within_a_line_resumes_to_the_identical_file(tmp_path):
+    net, path = supernet(tricky.Concat), tmp_path / "trace.csv"
+    run(path, net)
+    whole = path.read_text()
+    for end in (*range(1, 60, 7), *range(60, len(whole), 97), len(whole) - 1):
+        path.write_text(whole[:end])
+        run(path, net)
+        assert path.read_text() == whole, f"after {end} characters"
+
+
+def test_a_lower_target_goes_on_from_the_trace(tmp_path):
+    net, path = supernet(tricky.Concat), tmp_path / "trace.csv"
+    table = autoslim.CostTable(net)
+    evaluator = Table(distinct)
+    list(autoslim.greedy_search(net, targets={"macs": ["70%"]}, evaluator=evaluator, trace=autoslim.SearchTrace(path)))
+    done = len(evaluator.asked)
+    points, asked = run(path, net)
+    fresh, all_asked = run(tmp_path / "fresh.csv", net)
+    assert path.read_text() == (tmp_path / "fresh.csv").read_text()
+    assert points[0].config == fresh[0].config and len(asked) == len(all_asked) - done
+    assert points[0].cost == table.cost(points[0].config)
+
+
+def test_a_trace_written_by_another_rule_is_never_mixed_in(tmp_path):
+    net, path = supernet(tricky.Concat), tmp_path / "trace.csv"
+    table, full = autoslim.CostTable(net), net.full().widths
+    saving = {name: table.cost(full).macs - table.cost({**full, name: width - 4}).macs for name, width in full.items()}
+
+    def error(widths):
+        # What saves most hurts most, but hurts least for each multiply-add.
+        return sum((full[name] - width) * saving[name] ** 0.5 for name, width in widths.items()) / 1e5
+
+    (other,), _ = run(path, net, error, "60%")
+    before = path.read_text()
+    (fresh,), _ = run(None, net, error, "60%", pick="drop-per-mac")
+    assert fresh.config != other.config
+    try:
+        (point,), _ = run(path, net, error, "60%", pick="drop-per-mac")
+    except autoslim.AutoSlimError:
+        assert path.read_text() == before
+    else:
+        assert point == fresh
+        taken = [(c.step, c.group) for c in autoslim.SearchTrace(path).path_taken()]
+        fresh_trace = autoslim.SearchTrace()
+        options = {"targets": {"macs": ["60%"]}, "pick": "drop-per-mac", "trace": fresh_trace}
+        list(autoslim.greedy_search(net, evaluator=Table(error), **options))
+        assert taken == [(c.step, c.group) for c in fresh_trace.path_taken()]
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "{}\n", "step,group\n"])
+def test_a_foreign_file_is_refused_and_kept(tmp_path, text):
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    with pytest.raises(autoslim.AutoSlimError, match="not a search trace"):
+        autoslim.SearchTrace(path)
+    assert path.read_text() == text
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    net, path = supernet(tricky.Concat), tmp_path / "trace.csv"
+    run(path, net)
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].replace(",", ";", 2)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(autoslim.AutoSlimError, match="line 4"):
+        autoslim.SearchTrace(path)

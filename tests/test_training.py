@@ -1,0 +1,373 @@
+import copy
+import math
+import os
+import pickle
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+import tricky
+from torch import nn
+from tricky import randomized
+
+import autoslim
+from autoslim.training.checkpoint import load_checkpoint, load_weights
+from autoslim.training.loop import parameter_groups
+from autoslim.training.steps import sandwich_step
+
+
+def batches(count=3, size=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 5, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def supernet(kind=tricky.Residual, **options):
+    return autoslim.Supernet(randomized(kind()), torch.randn(1, 3, 8, 8), **{"divisor": 4, **options})
+
+
+class Stop(Exception):
+    pass
+
+
+class Interrupted(list):
+    """Batches that stop with an exception when an epoch that comes too late is asked for."""
+
+    def __init__(self, data, epochs):
+        super().__init__(data)
+        self.left = epochs
+
+    def __iter__(self):
+        if not self.left:
+            raise Stop
+        self.left -= 1
+        return super().__iter__()
+
+
+class Shuffled(list):
+    """Batches in an order of their own every epoch."""
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        return iter([self[i] for i in order])
+
+
+class WithDropout(tricky.Tricky):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn, self.drop = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Dropout(0.5)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.pooled(self.drop(F.relu(self.bn(self.conv1(x)))))
+
+
+def index_of(name, parameter, net, config, model):
+    """Where the parameters of a subnet of Residual lie in the full ones."""
+    stem, a = config.widths["stem"], config.widths["a"]
+    outputs = {"stem": stem, "bn": stem, "a": a, "bn_a": a, "b": stem, "bn_b": stem, "head": 5}
+    inputs = {"stem": 3, "a": stem, "b": a, "head": stem}
+    layer = name.split(".")[0]
+    return (slice(outputs[layer]), slice(inputs[layer])) if parameter.dim() > 1 else (slice(outputs[layer]),)
+
+
+def test_sandwich_gradients_are_the_sum_over_materialized_networks():
+    net = supernet()
+    ((x, target),) = batches(1)
+    model = net.model.train()
+    configs = [net.full(), net.narrowest()]
+    generator = torch.Generator().manual_seed(9)
+    configs += [net.random(generator) for _ in range(3)]
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    soft, losses = None, []
+    for config in configs:
+        plain = autoslim.materialize(net, config).train()
+        logits = plain(x)
+        smoothed = 0.9 * F.one_hot(target, 5) + 0.1 / 5 if soft is None else soft
+        loss = -(smoothed * logits.log_softmax(1)).sum(1).mean()
+        loss.backward()
+        losses.append(loss.item())
+        if soft is None:
+            soft = logits.detach().exp() / logits.detach().exp().sum(1, keepdim=True)
+        for name, parameter in plain.named_parameters():
+            expected[name][index_of(name, parameter, net, config, model)] += parameter.grad
+    measured = sandwich_step(
+        net, x, target, random_widths=3, label_smoothing=0.1, generator=torch.Generator().manual_seed(9)
+    )
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+    assert measured["loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert measured["narrowest_loss"] == pytest.approx(losses[1], rel=1e-5)
+    assert net.config == net.full()
+
+
+def test_random_widths_may_be_none_and_only_the_ends_are_trained():
+    net = supernet()
+    ((x, target),) = batches(1)
+    seen = []
+    net.model.register_forward_pre_hook(lambda *_: seen.append(tuple(net.config.widths.values())))
+    sandwich_step(net.train(), x, target, random_widths=0, label_smoothing=0.0, generator=torch.Generator())
+    assert seen == [(16, 12), (4, 4)]
+
+
+def test_one_step_of_training_is_sgd_on_the_sandwich_gradients():
+    net, twin = supernet(), supernet()
+    data = batches(1)
+    (x, target) = data[0]
+    sandwich_step(
+        twin.train(), x, target, random_widths=2, label_smoothing=0.0, generator=torch.Generator().manual_seed(0)
+    )
+    autoslim.train_supernet(net, data, epochs=1, lr=0.1, schedule="constant", weight_decay=0.0, nesterov=False)
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, nn.Parameter(q - 0.1 * q.grad), rtol=1e-4, atol=1e-6)
+
+
+def test_supernet_training_keeps_no_statistics_and_leaves_the_random_state():
+    net = supernet()
+    buffers = {name: b.clone() for name, b in net.model.named_buffers()}
+    weights = {name: p.clone() for name, p in net.model.named_parameters()}
+    state = torch.get_rng_state()
+    net.eval()
+    rows = autoslim.train_supernet(net, batches(), epochs=2, lr=0.05)
+    assert all(torch.equal(b, buffers[name]) for name, b in net.model.named_buffers())
+    assert all(
+        not torch.equal(p, weights[name]) for name, p in net.model.named_parameters() if not name.endswith("bias")
+    )
+    assert torch.equal(torch.get_rng_state(), state) and not net.training
+    assert [row["epoch"] for row in rows] == [1, 2] and net.config == net.full()
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["supernet", "network"])
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, kind, done):
+    def train(data, folder):
+        if kind == "supernet":
+            network = supernet(WithDropout)
+            rows = autoslim.train_supernet(network, data, folder=folder, epochs=4, lr=0.05, seed=3, clip_norm=1.0)
+        else:
+            network = randomized(WithDropout())
+            rows = autoslim.retrain(network, data, folder=folder, epochs=4, lr=0.05, seed=3, schedule="cosine")
+        return network, rows
+
+    once, rows = train(Shuffled(batches()), tmp_path / "once")
+    interrupted = type("Both", (Interrupted, Shuffled), {"__iter__": None})
+
+    def stop_or_shuffle(self):
+        if not self.left:
+            raise Stop
+        self.left -= 1
+        return Shuffled.__iter__(self)
+
+    interrupted.__iter__ = stop_or_shuffle
+    data = interrupted.__new__(interrupted)
+    list.__init__(data, batches())
+    data.left = done
+    with pytest.raises(Stop):
+        train(data, tmp_path / "twice")
+    torch.manual_seed(99)
+    twice, again = train(Shuffled(batches()), tmp_path / "twice")
+    assert all(torch.equal(v, twice.state_dict()[k]) for k, v in once.state_dict().items())
+    one, two = (pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("once", "twice"))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    assert len(one) == 4 and [row["loss"] for row in rows] == [row["loss"] for row in again]
+
+
+def test_a_finished_training_is_not_repeated_and_gets_its_metrics_back(tmp_path):
+    net = supernet()
+    autoslim.train_supernet(net, batches(), folder=tmp_path, epochs=2, lr=0.05)
+    text = (tmp_path / "metrics.csv").read_text()
+    # As after a cut between the last checkpoint and its row.
+    (tmp_path / "metrics.csv").unlink()
+    autoslim.train_supernet(supernet(), Interrupted(batches(), 0), folder=tmp_path, epochs=2, lr=0.05)
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
+def test_weight_decay_falls_on_conv_and_linear_weights_only():
+    model = tricky.Depthwise()
+    decayed, rest = parameter_groups(model, 0.5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in decayed["params"]] == ["expand.weight", "project.weight", "head.weight"]
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.5, 0.0)
+    assert len(decayed["params"]) + len(rest["params"]) == len(names)
+    assert "depthwise.weight" in {names[id(p)] for p in rest["params"]}
+
+
+def test_a_supernet_decays_the_same_weights_as_its_model():
+    net = supernet(tricky.Depthwise)
+    shapes = [[tuple(p.shape) for p in g["params"]] for g in parameter_groups(net, 0.5)]
+    assert shapes == [[tuple(p.shape) for p in g["params"]] for g in parameter_groups(tricky.Depthwise(), 0.5)]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 2, 0.5])
+def test_learning_rate_of_every_iteration(schedule, warmup):
+    recipe = autoslim.Recipe(epochs=10, lr=0.4, schedule=schedule, warmup_epochs=warmup)
+    rates = [recipe.lr_at(i, 4) for i in range(40)]
+    rising = int(4 * warmup)
+    assert rates[:rising] == pytest.approx([0.4 * (i + 1) / rising for i in range(rising)])
+    parts = [(i - rising) / (40 - rising) for i in range(rising, 40)]
+    after = {"linear": lambda p: 1 - p, "cosine": lambda p: math.cos(math.pi * p / 2) ** 2, "constant": lambda p: 1}[
+        schedule
+    ]
+    assert rates[rising:] == pytest.approx([0.4 * after(p) for p in parts])
+
+
+def test_the_rate_of_the_last_iteration_is_in_the_metrics(tmp_path):
+    autoslim.retrain(tricky.Plain(), batches(4), folder=tmp_path, epochs=5, lr=0.2, schedule="linear")
+    rates = pd.read_csv(tmp_path / "metrics.csv")["lr"]
+    assert list(rates) == pytest.approx([0.2 * (1 - (4 * epoch + 3) / 20) for epoch in range(5)])
+
+
+def test_all_faults_of_a_recipe_are_listed_at_once():
+    with pytest.raises(autoslim.AutoSlimError) as caught:
+        autoslim.Recipe(
+            epochs=0, lr=-1, schedule="steps", label_smoothing=1.0, random_widths=-1, clip_norm=float("nan")
+        )
+    for name in ("epochs is 0", "lr is -1", "schedule is 'steps'", "label_smoothing", "random_widths", "clip_norm"):
+        assert name in str(caught.value)
+
+
+# Retraining ----------------------------------------------------------------------------
+
+
+def test_retraining_starts_from_weights_of_its_own():
+    given = [randomized(tricky.Depthwise(), seed) for seed in (1, 2)]
+    for model in given:
+        autoslim.retrain(model, batches(), epochs=1, lr=0.05, seed=4)
+    assert all(torch.equal(v, given[1].state_dict()[k]) for k, v in given[0].state_dict().items())
+    other = randomized(tricky.Depthwise(), 1)
+    autoslim.retrain(other, batches(), epochs=1, lr=0.05, seed=5)
+    assert not torch.equal(other.expand.weight, given[0].expand.weight)
+
+
+def test_fine_tuning_starts_from_the_weights_that_are_there():
+    model = randomized(tricky.Plain())
+    before = copy.deepcopy(model.state_dict())
+    autoslim.retrain(model, batches(1), epochs=1, lr=1e-6, from_scratch=False)
+    torch.testing.assert_close(model.conv2.weight, nn.Parameter(before["conv2.weight"]), rtol=1e-3, atol=1e-4)
+
+
+def test_initial_weights_have_the_variance_of_their_own_widths():
+    model = nn.Sequential(
+        nn.Conv2d(64, 128, 3), nn.Conv2d(128, 128, 5, groups=128), nn.Conv2d(128, 256, 1, groups=4), nn.BatchNorm2d(256)
+    )
+    model.append(nn.Linear(256, 300))
+    randomized(model)
+    state = torch.get_rng_state()
+    autoslim.initialize(model, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    stds = [model[i].weight.std().item() for i in (0, 1, 2, 4)]
+    assert stds == pytest.approx([(2 / (9 * 128)) ** 0.5, (2 / 25) ** 0.5, (2 / 64) ** 0.5, 0.01], rel=0.05)
+    assert all(not model[i].bias.any() for i in range(5)) and (model[3].weight == 1).all()
+    assert not model[3].running_mean.any() and (model[3].running_var == 1).all()
+
+
+def test_retraining_moves_the_running_statistics():
+    model = tricky.Plain()
+    autoslim.retrain(model, batches(), epochs=1, lr=0.01)
+    assert model.bn1.num_batches_tracked == 3 and model.bn1.running_mean.any()
+
+
+# What goes wrong ----------------------------------------------------------------------------
+
+
+def test_no_batches_and_a_loss_that_explodes_are_errors(tmp_path):
+    with pytest.raises(autoslim.AutoSlimError, match="0 batches"):
+        autoslim.retrain(tricky.Plain(), [], epochs=1)
+    with pytest.raises(autoslim.AutoSlimError, match="epoch 1"):
+        autoslim.retrain(tricky.Plain(), [(torch.full((2, 3, 8, 8), float("nan")), torch.tensor([0, 1]))], epochs=1)
+
+
+def trained(tmp_path):
+    autoslim.retrain(tricky.Plain(), batches(1), folder=tmp_path, epochs=1)
+    return tmp_path / "checkpoint.pt"
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    path = trained(tmp_path)
+    whole = path.read_bytes()
+    for end in (0, 10, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:end])
+        with pytest.raises(
+            autoslim.AutoSlimError, match=r"checkpoint\.pt (is not a (whole )?checkpoint|cannot be read)"
+        ):
+            load_checkpoint(path, "network")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"weights": torch.zeros(2)},
+        [1, 2],
+        torch.zeros(3),
+        {"format": "autoslim.checkpoint/1", "kind": "network"},
+        {"format": "autoslim.checkpoint/1", "kind": "network", "model": 3, "optimizer": {}, "rows": [], "settings": {}},
+    ],
+)
+def test_a_foreign_checkpoint_is_refused(tmp_path, state):
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(autoslim.AutoSlimError, match=r"checkpoint\.pt"):
+        load_weights(tmp_path / "checkpoint.pt", "network", tricky.Plain())
+    with pytest.raises(autoslim.AutoSlimError, match=r"checkpoint\.pt"):
+        autoslim.retrain(tricky.Plain(), batches(1), folder=tmp_path, epochs=1)
+
+
+def test_a_checkpoint_of_the_other_kind_or_missing_is_refused(tmp_path):
+    with pytest.raises(autoslim.AutoSlimError, match="holds a network"):
+        load_checkpoint(trained(tmp_path), "supernet")
+    with pytest.raises(autoslim.AutoSlimError, match="does not exist"):
+        load_checkpoint(tmp_path / "none.pt", "network")
+
+
+def test_other_settings_and_other_networks_are_refused_with_every_difference(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(autoslim.AutoSlimError) as caught:
+        autoslim.retrain(tricky.Plain(), batches(1), folder=tmp_path, epochs=2, seed=8)
+    assert "epochs was 1, now 2" in str(caught.value) and "seed was 0, now 8" in str(caught.value)
+    with pytest.raises(autoslim.AutoSlimError, match="does not fit the network"):
+        autoslim.retrain(tricky.Residual(), batches(1), folder=tmp_path, epochs=1)
+
+
+def test_weights_of_another_network_change_nothing(tmp_path):
+    path = trained(tmp_path)
+    other = nn.ModuleDict({"conv1": nn.Conv2d(3, 16, 3, bias=False), "conv2": nn.Conv2d(16, 8, 3)})
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(autoslim.AutoSlimError, match="does not fit"):
+        load_weights(path, "network", other)
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_nothing_in_a_checkpoint_can_be_executed(tmp_path, form):
+    proof = tmp_path / "ran"
+    state = {"format": "autoslim.checkpoint/1", "kind": "network", "model": Payload(proof)}
+    path = tmp_path / "checkpoint.pt"
+    torch.save(state, path) if form == "torch" else path.write_bytes(pickle.dumps(state))
+    with pytest.raises(autoslim.AutoSlimError, match=r"not a (whole )?checkpoint"):
+        load_checkpoint(path, "network")
+    assert not proof.exists()
+
+
+def test_averaged_supernet_trains_and_is_folded_into_the_plain_network():
+    net = supernet(tricky.Residual, average_inputs=True)
+    autoslim.train_supernet(net, batches(), epochs=1, lr=0.05)
+    net.set(net.narrowest())
+    autoslim.calibrate(net, batches())
+    x = batches(1)[0][0]
+    plain = autoslim.materialize(net).eval()
+    torch.testing.assert_close(plain(x), net.eval()(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.a.weight, nn.Parameter(net.model.a.weight[:4, :4] / 4))
