@@ -21,10 +21,7 @@ class Noisy(nn.Module):
 
 def batches(sizes=(5, 2, 7), shape=(3, 8, 8), seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [
-        (3 * torch.randn(n, *shape, generator=generator) + n, torch.randint(0, 5, (n,), generator=generator))
-        for n in sizes
-    ]
+    return [(3 * torch.randn(n, *shape, generator=generator) + n, torch.randint(0, 5, (n,), generator=generator)) for n in sizes]
 
 
 def recorded_inputs(network, data):
@@ -42,9 +39,7 @@ def recorded_inputs(network, data):
             network(x)
     for hook in hooks:
         hook.remove()
-    return {
-        name: np.concatenate([np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) for x in xs]) for name, xs in seen.items()
-    }
+    return {name: np.concatenate([np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) for x in xs]) for name, xs in seen.items()}
 
 
 @pytest.mark.parametrize("kind", [tricky.Plain, tricky.Residual, tricky.Concat, tricky.Depthwise, tricky.Grouped])
@@ -65,9 +60,7 @@ def test_statistics_are_those_numpy_finds_in_the_recorded_inputs(kind, widest):
             np.testing.assert_allclose(norm.running_var.numpy(), x.var(0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in tricky.CASES if kind.shapes == ((3, 8, 8),)], ids=lambda kind: kind.__name__
-)
+@pytest.mark.parametrize("kind", [kind for kind in tricky.CASES if kind.shapes == ((3, 8, 8),)], ids=lambda kind: kind.__name__)
 def test_calibrated_subnet_equals_the_calibrated_materialized_network(kind):
     net = autoslim.Supernet(randomized(kind()), torch.randn(1, 3, 8, 8), divisor=4)
     data = batches()

@@ -13,9 +13,7 @@ from autoslim.cost.targets import check_targets, format_amount, parse_amount
 def counted(network, inputs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns about what it cannot see; that is fvcore's business
-        analysis = (
-            FlopCountAnalysis(network.eval(), inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        )
+        analysis = FlopCountAnalysis(network.eval(), inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         rows = analysis.by_operator()
     return rows["conv"] + rows["linear"] + rows["addmm"]
 
@@ -94,9 +92,7 @@ def test_amounts_as_users_write_them(text, value):
     assert parse_amount(text, 1000) == pytest.approx(value)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "fast", "-3M", "0", "0%", "1.2.3M", "3MM", "nan", "inf", "1e999", ".", "60 %%", None]
-)
+@pytest.mark.parametrize("text", ["", "fast", "-3M", "0", "0%", "1.2.3M", "3MM", "nan", "inf", "1e999", ".", "60 %%", None])
 def test_wrong_amounts_are_refused_with_their_text(text):
     with pytest.raises(autoslim.AutoSlimError) as caught:
         parse_amount(text, 1000)

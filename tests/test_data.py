@@ -83,7 +83,7 @@ def test_windows_equal_slices_of_a_padded_image(flip, size, pad):
 def test_normalisation_by_hand():
     images = make_set(6)
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
-    (x, y), = Loader(images, batch_size=6, mean=mean, std=std)
+    ((x, y),) = Loader(images, batch_size=6, mean=mean, std=std)
     expected = images.images.numpy().astype(np.float64) / 255
     expected = (expected - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
     np.testing.assert_allclose(x.numpy(), expected, atol=2e-6)
@@ -95,7 +95,7 @@ def test_normalisation_by_hand():
 def test_padding_is_zero_once_normalised():
     images = ImageSet(torch.full((64, 3, 4, 4), 255, dtype=torch.uint8), torch.arange(64))
     loader = Loader(images, batch_size=64, mean=[0.2, 0.4, 0.6], std=[0.5, 0.5, 0.5], crop="pad", pad=4)
-    (x, _), = loader
+    ((x, _),) = loader
     padded = x[:, 0] < 1
     assert padded.any()
     assert x.permute(0, 2, 3, 1)[padded].abs().max() < 1e-6
@@ -104,7 +104,7 @@ def test_padding_is_zero_once_normalised():
 def test_pad_crop_and_flip_of_a_loader_are_windows_of_the_images():
     images = make_set(40)
     loader = Loader(images, batch_size=40, crop="pad", pad=2, flip=True, seed=3, **PLAIN)
-    (x, _), = loader
+    ((x, _),) = loader
     offsets, mirrored = set(), 0
     for pixels, result in zip(images.images.numpy(), x.round().numpy(), strict=True):
         found = []
@@ -126,9 +126,9 @@ def test_pad_crop_and_flip_of_a_loader_are_windows_of_the_images():
 def test_flip_alone_and_centre_crop():
     images = make_set(40, high=9, wide=12)
     pixels = images.images.numpy()
-    (plain, _), = Loader(images, batch_size=40, image_size=6, **PLAIN)
+    ((plain, _),) = Loader(images, batch_size=40, image_size=6, **PLAIN)
     assert np.array_equal(plain.round().numpy(), pixels[:, :, 1:7, 3:9])
-    (flipped, _), = Loader(images, batch_size=40, image_size=6, flip=True, **PLAIN)
+    ((flipped, _),) = Loader(images, batch_size=40, image_size=6, flip=True, **PLAIN)
     middle = pixels[:, :, 1:7, 3:9]
     kinds = [
         (np.array_equal(got, want), np.array_equal(got, want[:, :, ::-1]))
@@ -176,7 +176,7 @@ def test_boxes_lie_inside_and_keep_their_range():
 
 
 def test_resized_crop_has_the_asked_size():
-    (x, _), = Loader(make_set(5, high=12, wide=12), batch_size=5, crop="resized", flip=True, image_size=7, **PLAIN)
+    ((x, _),) = Loader(make_set(5, high=12, wide=12), batch_size=5, crop="resized", flip=True, image_size=7, **PLAIN)
     assert x.shape == (5, 3, 7, 7)
     assert x.is_contiguous()
     assert x.min() >= -1e-3

@@ -315,9 +315,7 @@ def write_cifar(kind, root, rng, monkeypatch):
     names = [f"class {index}" for index in range(10)]
     content = pickle.dumps({kind.meta["key"]: names})
     (base / kind.meta["filename"]).write_bytes(content)
-    monkeypatch.setattr(
-        kind, "meta", {**kind.meta, "md5": hashlib.md5(content, usedforsecurity=False).hexdigest()}
-    )
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": hashlib.md5(content, usedforsecurity=False).hexdigest()})
     return written, names
 
 

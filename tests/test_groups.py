@@ -43,9 +43,7 @@ def test_analysis_leaves_the_model_and_the_random_state_alone(case):
 
 
 def test_a_frozen_group_names_the_source_line():
-    (group,) = [
-        g for g in autoslim.find_groups(tricky.UnknownOperation(), torch.randn(1, 3, 8, 8)).frozen if g.name == "before"
-    ]
+    (group,) = [g for g in autoslim.find_groups(tricky.UnknownOperation(), torch.randn(1, 3, 8, 8)).frozen if g.name == "before"]
     assert "tricky.py:" in group.frozen[0] and ".cumsum(dim=1)" in group.frozen[0]
 
 

@@ -99,9 +99,7 @@ def test_search_equals_brute_force_with_made_up_scores(kind, pick, seed):
     table = autoslim.CostTable(net)
     targets = [table.cost(net.narrowest()).macs, 0.6 * table.cost(net.full()).macs]
     found = list(autoslim.greedy_search(net, targets={"macs": targets}, pick=pick, evaluator=evaluator))
-    expected = brute_force(
-        net, "error", pick, targets, lambda widths: evaluator.score(net.make_config(widths.values()))
-    )
+    expected = brute_force(net, "error", pick, targets, lambda widths: evaluator.score(net.make_config(widths.values())))
     assert [(p.target, p.config.widths) for p in found] == [(target, widths) for target, widths, _ in expected]
 
 

@@ -431,8 +431,7 @@ def test_factory_that_cannot_be_imported(here):
         "factory 'homemade_broken:net': importing homemade_broken failed: ZeroDivisionError: division by zero"
     )
     assert fails(ModelError, load_factory, "homemade_hungry:net") == (
-        "factory 'homemade_hungry:net': importing homemade_hungry failed: "
-        "ModuleNotFoundError: No module named 'homemade_missing'"
+        "factory 'homemade_hungry:net': importing homemade_hungry failed: ModuleNotFoundError: No module named 'homemade_missing'"
     )
     assert fails(ModelError, load_factory, "homemade_nowhere.models:net") == (
         f"factory 'homemade_nowhere.models:net': no module 'homemade_nowhere', neither installed nor in {here}; "

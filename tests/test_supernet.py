@@ -37,7 +37,8 @@ def test_supernet_equals_materialized_at_every_configuration(model, training):
         net.set(config)
         expected = outputs(net, inputs, training)
         # Each takes one forward in train mode only, which changes the statistics of its own copy.
-        for plain in (autoslim.materialize(net, config), autoslim.materialize(model, config)):
+        again = autoslim.materialize(model, config, example=inputs)
+        for plain in (autoslim.materialize(net, config), again):
             torch.testing.assert_close(outputs(plain, inputs, training), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -87,9 +88,7 @@ def test_cost_of_computing_falls_with_the_width(model):
                 axis = -1 if isinstance(model.get_submodule(member), nn.Linear) and channels_last else 1
                 parts = model.segments.get(member, [(name, full, 1)])
                 widths = net.config.widths
-                assert seen[member].shape[axis] == sum(
-                    size if g is None else widths[g] * share for g, size, share in parts
-                )
+                assert seen[member].shape[axis] == sum(size if g is None else widths[g] * share for g, size, share in parts)
 
 
 def test_the_given_model_is_left_as_it_was(model):
@@ -102,7 +101,7 @@ def test_the_given_model_is_left_as_it_was(model):
     outputs(net, model.inputs(4), True)
     net.set(net.narrowest())
     outputs(net, model.inputs(4), True)
-    autoslim.materialize(model, net.narrowest())
+    autoslim.materialize(model, net.narrowest(), example=model.inputs(4))
     assert flags == {name: module.training for name, module in model.named_modules()}
     assert kinds == {name: type(module) for name, module in model.named_modules()}
     # Batch norm with statistics inside the supernet keeps none in training, so nothing at all may have changed.

@@ -20,8 +20,7 @@ from autoslim.training.steps import sandwich_step
 def batches(count=3, size=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 5, (size,), generator=generator))
-        for _ in range(count)
+        (torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 5, (size,), generator=generator)) for _ in range(count)
     ]
 
 
@@ -97,9 +96,7 @@ def test_sandwich_gradients_are_the_sum_over_materialized_networks():
             soft = logits.detach().exp() / logits.detach().exp().sum(1, keepdim=True)
         for name, parameter in plain.named_parameters():
             expected[name][index_of(name, parameter, net, config, model)] += parameter.grad
-    measured = sandwich_step(
-        net, x, target, random_widths=3, label_smoothing=0.1, generator=torch.Generator().manual_seed(9)
-    )
+    measured = sandwich_step(net, x, target, random_widths=3, label_smoothing=0.1, generator=torch.Generator().manual_seed(9))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
     assert measured["loss"] == pytest.approx(losses[0], rel=1e-5)
@@ -120,9 +117,7 @@ def test_one_step_of_training_is_sgd_on_the_sandwich_gradients():
     net, twin = supernet(), supernet()
     data = batches(1)
     (x, target) = data[0]
-    sandwich_step(
-        twin.train(), x, target, random_widths=2, label_smoothing=0.0, generator=torch.Generator().manual_seed(0)
-    )
+    sandwich_step(twin.train(), x, target, random_widths=2, label_smoothing=0.0, generator=torch.Generator().manual_seed(0))
     autoslim.train_supernet(net, data, epochs=1, lr=0.1, schedule="constant", weight_decay=0.0, nesterov=False)
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, nn.Parameter(q - 0.1 * q.grad), rtol=1e-4, atol=1e-6)
@@ -136,9 +131,7 @@ def test_supernet_training_keeps_no_statistics_and_leaves_the_random_state():
     net.eval()
     rows = autoslim.train_supernet(net, batches(), epochs=2, lr=0.05)
     assert all(torch.equal(b, buffers[name]) for name, b in net.model.named_buffers())
-    assert all(
-        not torch.equal(p, weights[name]) for name, p in net.model.named_parameters() if not name.endswith("bias")
-    )
+    assert all(not torch.equal(p, weights[name]) for name, p in net.model.named_parameters() if not name.endswith("bias"))
     assert torch.equal(torch.get_rng_state(), state) and not net.training
     assert [row["epoch"] for row in rows] == [1, 2] and net.config == net.full()
 
@@ -212,9 +205,7 @@ def test_learning_rate_of_every_iteration(schedule, warmup):
     rising = int(4 * warmup)
     assert rates[:rising] == pytest.approx([0.4 * (i + 1) / rising for i in range(rising)])
     parts = [(i - rising) / (40 - rising) for i in range(rising, 40)]
-    after = {"linear": lambda p: 1 - p, "cosine": lambda p: math.cos(math.pi * p / 2) ** 2, "constant": lambda p: 1}[
-        schedule
-    ]
+    after = {"linear": lambda p: 1 - p, "cosine": lambda p: math.cos(math.pi * p / 2) ** 2, "constant": lambda p: 1}[schedule]
     assert rates[rising:] == pytest.approx([0.4 * after(p) for p in parts])
 
 
@@ -226,9 +217,7 @@ def test_the_rate_of_the_last_iteration_is_in_the_metrics(tmp_path):
 
 def test_all_faults_of_a_recipe_are_listed_at_once():
     with pytest.raises(autoslim.AutoSlimError) as caught:
-        autoslim.Recipe(
-            epochs=0, lr=-1, schedule="steps", label_smoothing=1.0, random_widths=-1, clip_norm=float("nan")
-        )
+        autoslim.Recipe(epochs=0, lr=-1, schedule="steps", label_smoothing=1.0, random_widths=-1, clip_norm=float("nan"))
     for name in ("epochs is 0", "lr is -1", "schedule is 'steps'", "label_smoothing", "random_widths", "clip_norm"):
         assert name in str(caught.value)
 
@@ -294,9 +283,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     whole = path.read_bytes()
     for end in (0, 10, len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:end])
-        with pytest.raises(
-            autoslim.AutoSlimError, match=r"checkpoint\.pt (is not a (whole )?checkpoint|cannot be read)"
-        ):
+        with pytest.raises(autoslim.AutoSlimError, match=r"checkpoint\.pt (is not a (whole )?checkpoint|cannot be read)"):
             load_checkpoint(path, "network")
 
 

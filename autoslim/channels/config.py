@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoslim.channels.grid import Grid
-from autoslim.channels.groups import ChannelGroup
+from autoslim.channels.map import ChannelGroup
 from autoslim.errors import ConfigError
 from autoslim.files import read_json, write_json
 
@@ -71,8 +71,7 @@ class ChannelConfig:
         faults = _format_faults(document)
         if faults:
             raise ConfigError(
-                f"{path} is not a channel configuration ({FORMAT}): {'; '.join(faults)}; "
-                "pass a file written by `autoslim search`"
+                f"{path} is not a channel configuration ({FORMAT}): {'; '.join(faults)}; pass a file written by `autoslim search`"
             )
         channels = {name: (pair[0], pair[1]) for name, pair in document["channels"].items()}
         known = ("divisor", "model", "input_shape", "space", "cost", "estimate", "provenance")

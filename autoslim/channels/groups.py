@@ -2,98 +2,16 @@
 
 import math
 import random
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.channels.map import ChannelGroup, ChannelMap, LayerCall, LayerChannels, Run
 from autoslim.channels.rules import LAYERS, RULES, Fixed, Frozen, no_axes
-from autoslim.channels.segments import FIXED, Axis, Layout, Mismatch, NeedCut, Segment, Ties, axis_size
+from autoslim.channels.segments import FIXED, Axis, Layout, Mismatch, NeedCut, Segment, Ties
 from autoslim.channels.trace import Trace, run_node, trace
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that must have one width.
-
-    Attributes:
-        name: the first layer that produces these channels (with `#k` where a layer's output falls into several groups).
-        full: channels of that layer at full width.
-        unit: the width is a multiple of this: the number of equal parts that each keep their leading channels.
-        members: the layers whose output, or whose normalised input, has this width, in the order of the graph.
-        frozen: why the width cannot change; empty when it can.
-    """
-
-    name: str
-    full: int
-    unit: int
-    members: tuple[str, ...]
-    frozen: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Run:
-    """Channels of a layer's axis that one group decides: the leading `share * width` of `size` elements are active.
-
-    Attributes:
-        group: index of the group, or None where the width never changes.
-        size: elements at full width.
-        share: active elements per channel of the group's width; a fraction (numerator, denominator).
-    """
-
-    group: int | None
-    size: int
-    share: tuple[int, int] = (0, 1)
-
-    def active(self, widths) -> int:
-        """Return the active elements when group i has `widths[i]` channels."""
-        return self.size if self.group is None else widths[self.group] * self.share[0] // self.share[1]
-
-
-@dataclass(frozen=True)
-class LayerChannels:
-    """The channel axes of a conv, linear or batch norm layer; None where an axis never changes."""
-
-    name: str
-    inputs: tuple[Run, ...] | None
-    outputs: tuple[Run, ...] | None
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """One use of a conv or linear layer in the inference graph.
-
-    Attributes:
-        layer: name of the layer.
-        positions: output elements of one example, divided by the output channels.
-    """
-
-    layer: str
-    positions: int
-
-
-@dataclass(frozen=True)
-class ChannelMap:
-    """Everything the rest of the toolkit needs to know about the channels of a network.
-
-    Attributes:
-        groups: the groups that can change width.
-        frozen: the groups that cannot, each with its reasons.
-        layers: the layers with an axis that can change, by name.
-        calls: uses of conv and linear layers in the inference graph.
-        fixed_macs: multiply-adds of conv and linear layers inside parts that could not be traced.
-        opaque: modules that could not be traced, with the reason.
-        graphs: the traced graphs, "eval" and "train".
-        layouts: layout of every node of the graphs.
-    """
-
-    groups: tuple[ChannelGroup, ...]
-    frozen: tuple[ChannelGroup, ...]
-    layers: dict[str, LayerChannels]
-    calls: tuple[LayerCall, ...]
-    fixed_macs: int
-    opaque: dict[str, str]
 
 
 def find_groups(model: nn.Module, example) -> ChannelMap:
@@ -196,8 +114,18 @@ class Flow:
                     self._freeze_inputs(node, "the network's output")
                 else:
                     self.layouts[node] = self._layout_of(node)
+        self._freeze_read_weights()
         for source, why in size_bound.items() if not self.cuts else ():
             self.ties.freeze((Segment(source, 1),), why)
+
+    def _freeze_read_weights(self) -> None:
+        """Freeze the layers whose tensors are read by other code too, which expects them whole."""
+        for node in (n for graph in self._traced.graphs.values() for n in graph.nodes if n.op == "get_attr"):
+            why = self.describe(node, "a weight of a layer is read outside of the layer")
+            for module, inputs, outputs in self._uses.values():
+                if any(node.meta["value"] is t for t in (*module._parameters.values(), *module._buffers.values())):
+                    self.ties.freeze(inputs, why)
+                    self.ties.freeze(outputs, why)
 
     def _layout_of(self, node: fx.Node):
         value = node.meta["value"]
@@ -250,7 +178,7 @@ class Flow:
         classes = self.ties.classes()
         free = {root: self._part_size(root) for root in classes if not self.ties.reasons(root)}
         rng = random.Random(0)
-        draws = [{root: 1 for root in free}]
+        draws = [dict.fromkeys(free, 1)]
         draws += [{root: rng.randint(1, size) for root, size in free.items()} for _ in range(2)]
         root_module = self._traced.modules[""]
         wrong: dict[tuple[str, int], str] = {}
@@ -281,7 +209,9 @@ class Flow:
             if not fits:
                 why = self.describe(node, "sizes are written out in the code")
                 axes = self._moving_inputs(node) or [a for layout in self._ancestors(node) for a in _axes(layout)]
-                bound = {s.source: why for axis in axes for s in axis if s.source is not FIXED and self.ties.root(s.source) in widths}
+                bound = {
+                    s.source: why for axis in axes for s in axis if s.source is not FIXED and self.ties.root(s.source) in widths
+                }
                 if bound:
                     return bound
                 values[node] = expected
@@ -306,13 +236,13 @@ class Flow:
             sizes = [size if axis is None else self._active(axis, widths) for axis, size in zip(layout, value.shape)]
             return torch.empty(sizes, dtype=value.dtype, device="meta")
         if isinstance(value, (list, tuple)) and isinstance(layout, (list, tuple)) and len(layout) == len(value):
-            return type(value)(self._expected(a, v, widths) for a, v in zip(layout, value)) if type(value) in (list, tuple) else None
+            return (
+                type(value)(self._expected(a, v, widths) for a, v in zip(layout, value)) if type(value) in (list, tuple) else None
+            )
         return None
 
     def _active(self, axis: tuple[Segment, ...], widths: dict) -> int:
-        return sum(
-            s.size if s.source is FIXED else widths.get(self.ties.root(s.source), s.full) * s.inner for s in axis
-        )
+        return sum(s.size if s.source is FIXED else widths.get(self.ties.root(s.source), s.full) * s.inner for s in axis)
 
     def _part_size(self, root: tuple[str, int]) -> int:
         return next(s.full for s in self.ties.produce(root[0], self._channels(root[0])) if s.source == root)
@@ -368,12 +298,19 @@ class Flow:
         calls, fixed = [], 0
         for node in self._traced.graphs["eval"].nodes:
             if node.op == "call_module" and node.target in self._traced.opaque:
-                fixed += sum(_layer_macs(module, out, out.shape[0]) for module, out in node.meta["layers"] if _counts(module))
+                for module, args, out in node.meta["layers"]:
+                    if _counts(module):
+                        fixed += _positions(module, args[0], out) // out.shape[0] * full_macs(module)
             elif node.op == "call_module":
                 module = self._traced.modules[node.target]
                 if _counts(module):
-                    positions = node.meta["value"].numel() // _out_channels(module) // self._traced.batch_size
-                    calls.append(LayerCall(self._layer_name(node.target), positions))
+                    positions = _positions(module, self.value(self.first(node)), node.meta["value"])
+                    calls.append(LayerCall(self._layer_name(node.target), positions // self._traced.batch_size))
+            elif node.target in _FUNCTIONS:
+                # No rule follows these, so their widths never change.
+                weight = self.value(node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
+                positions = node.meta["value"].numel() // weight.shape[0] // self._traced.batch_size
+                fixed += positions * weight.numel()
         return tuple(calls), fixed
 
 
@@ -391,7 +328,9 @@ def _axes(layout) -> list[tuple[Segment, ...]]:
 
 
 def _sizes(value):
-    return tree_map(lambda v: tuple(v.shape) if isinstance(v, torch.Tensor) else v, list(value) if isinstance(value, tuple) else value)
+    return tree_map(
+        lambda v: tuple(v.shape) if isinstance(v, torch.Tensor) else v, list(value) if isinstance(value, tuple) else value
+    )
 
 
 def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> str:
@@ -408,9 +347,14 @@ def _out_channels(module: nn.Module) -> int:
     return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
 
-def _layer_macs(module: nn.Module, out: torch.Tensor, batch: int) -> int:
-    """Multiply-adds of one conv or linear call at full width, one example."""
-    return out.numel() // batch // _out_channels(module) * full_macs(module)
+_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
+
+
+def _positions(module: nn.Module, x: torch.Tensor, out: torch.Tensor) -> int:
+    """Count where the kernel of a layer is applied: output positions, or input positions of a transposed convolution."""
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return x.numel() // module.in_channels
+    return out.numel() // _out_channels(module)
 
 
 def full_macs(module: nn.Module) -> int:

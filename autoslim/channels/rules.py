@@ -103,6 +103,12 @@ def pool(dims: int):
     return rule
 
 
+def pad(flow, node: fx.Node, *_) -> Layout:
+    """F.pad: two numbers for each of the last axes."""
+    amounts = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+    return pool(len(amounts) // 2)(flow, node)
+
+
 def resize(flow, node: fx.Node, *_) -> Layout:
     """F.interpolate and nn.Upsample: everything after the channel axis is spatial."""
     layout = flow.layout(flow.first(node))
@@ -289,7 +295,7 @@ def _unary(*names: str) -> list:
 
 def _table() -> dict:
     """Map every known function, method name and module type to its rule."""
-    rules: dict = {kind: conv for kind in CONVS} | {kind: batch_norm for kind in NORMS}
+    rules: dict = dict.fromkeys(CONVS, conv) | dict.fromkeys(NORMS, batch_norm)
     rules |= {nn.Linear: linear, nn.PReLU: prelu, nn.Flatten: reshape, nn.Unflatten: reshape}
     elementwise = [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh]
     elementwise += [nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Softmax]
@@ -299,7 +305,7 @@ def _table() -> dict:
     elementwise += _unary("log_softmax", "dropout", "dropout1d", "dropout2d", "dropout3d", "clamp", "abs", "neg", "sqrt", "log")
     elementwise += _unary("contiguous", "to", "float", "half", "double", "bfloat16", "detach", "clone", "type", "square")
     elementwise += [stochastic_depth]
-    rules |= {operation: same for operation in elementwise}
+    rules |= dict.fromkeys(elementwise, same)
     for d, name in ((1, "1d"), (2, "2d"), (3, "3d")):
         for kind in ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "ZeroPad", "ConstantPad"):
             rules[getattr(nn, kind + name)] = pool(d)
@@ -307,16 +313,17 @@ def _table() -> dict:
             rules[getattr(nn, kind + name)] = pool(d)
         for kind in ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"):
             rules |= {operation: pool(d) for place in (F, torch) if (operation := getattr(place, kind + name, None))}
-    rules |= {operation: resize for operation in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate)}
-    rules |= {operation: broadcast for operation in _unary("add", "sub", "mul", "div", "truediv", "maximum", "minimum", "pow")}
+    rules |= dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate), resize)
+    rules |= {F.pad: pad, torch._C._nn.pad: pad}
+    rules |= dict.fromkeys(_unary("add", "sub", "mul", "div", "truediv", "maximum", "minimum", "pow"), broadcast)
     rules |= {operator.iadd: broadcast, operator.isub: broadcast, operator.imul: broadcast, operator.itruediv: broadcast}
-    rules |= {operation: reduce for operation in ("mean", "sum", "amax", "amin", torch.mean, torch.sum, torch.amax, torch.amin)}
-    rules |= {operation: cat for operation in (torch.cat, torch.concat, torch.concatenate)}
-    rules |= {operation: reshape for operation in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")}
-    rules |= {operation: reshape for operation in (torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze)}
-    rules |= {operation: permute for operation in ("permute", torch.permute)}
-    rules |= {operation: transpose for operation in ("transpose", "swapaxes", torch.transpose, torch.swapaxes)}
-    rules |= {operation: chunk for operation in ("chunk", "split", "tensor_split", torch.chunk, torch.split, torch.tensor_split)}
+    rules |= dict.fromkeys(("mean", "sum", "amax", "amin", torch.mean, torch.sum, torch.amax, torch.amin), reduce)
+    rules |= dict.fromkeys((torch.cat, torch.concat, torch.concatenate), cat)
+    rules |= dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), reshape)
+    rules |= dict.fromkeys((torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze), reshape)
+    rules |= dict.fromkeys(("permute", torch.permute), permute)
+    rules |= dict.fromkeys(("transpose", "swapaxes", torch.transpose, torch.swapaxes), transpose)
+    rules |= dict.fromkeys(("chunk", "split", "tensor_split", torch.chunk, torch.split, torch.tensor_split), chunk)
     rules[operator.getitem] = getitem
     return rules
 

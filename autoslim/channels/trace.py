@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.errors import ModelError
 
-_INTERNAL = (os.path.dirname(torch.__file__) + os.sep, __file__)
+_INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 
 @dataclass
@@ -41,6 +41,9 @@ def as_inputs(example) -> tuple:
 def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
     """Copy the module objects of `model`; parameters and buffers are shared, or replaced as `memo` (id to tensor) says."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    # What hooks compute into an attribute (weight_norm) cannot be copied with its history, and is computed anew.
+    computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn]
+    shared |= {id(t): t.detach().clone() for t in computed}
     shared.update(memo or {})
     try:
         return copy.deepcopy(model, shared)
@@ -186,9 +189,9 @@ class _Tracer(fx.Tracer):
         def zeros(t):
             return torch.zeros(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t
 
-        macs = node.meta.setdefault("layers", [])
+        macs = node.meta["layers"] = []
         for module in real.modules():
-            module.register_forward_hook(lambda m, _, out: macs.append((m, out)))
+            module.register_forward_hook(lambda m, args, out: macs.append((m, args, out)))
         try:
             out = real(*tree_map(zeros, args), **tree_map(zeros, kwargs))
         except Exception as error:

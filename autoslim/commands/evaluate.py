@@ -90,7 +90,9 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
         if width is not None:
             raise RunError(f"--width {width:g} has no meaning for {config_path}, which states its channels; leave it out")
         config = ChannelConfig.load(config_path)
-        config.check(net.groups, str(config_path), CostTable(net).cost(config).to_json() if not config.faults(net.groups) else None)
+        config.check(
+            net.groups, str(config_path), CostTable(net).cost(config).to_json() if not config.faults(net.groups) else None
+        )
     else:
         config = runs.uniform_config(space, net, space.full_width if width is None else width)
     rules = space.search

@@ -45,7 +45,7 @@ def load_network(config, where: str):
 
     assert isinstance(config, ChannelConfig)
     if config.model is None:
-        raise ConfigError(f"{where} names no model to rebuild; add \"model\": {{\"factory\": \"pkg.module:name\", \"kwargs\": {{}}}}")
+        raise ConfigError(f'{where} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}')
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model)
     net = Supernet(model, example_input(config), divisor=config.divisor)
@@ -55,7 +55,9 @@ def load_network(config, where: str):
     return materialize(net, config), cost
 
 
-def retrain_run(config_path, data: str, out: Path, *, seed: int, device="auto", skip_corrupt=False, quiet=False, **overrides) -> dict:
+def retrain_run(
+    config_path, data: str, out: Path, *, seed: int, device="auto", skip_corrupt=False, quiet=False, **overrides
+) -> dict:
     """Retrain in a run folder; returns what result.json holds."""
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs

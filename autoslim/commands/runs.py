@@ -75,9 +75,7 @@ class Images:
         )
 
 
-def load_images(
-    spec: str, input_shape, held_out: float, seed: int, device: torch.device, skip_corrupt: bool = False
-) -> Images:
+def load_images(spec: str, input_shape, held_out: float, seed: int, device: torch.device, skip_corrupt: bool = False) -> Images:
     """Read a data set for a network with inputs `[C, H, W]` and split its training images.
 
     Raises:

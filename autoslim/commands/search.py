@@ -72,7 +72,12 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
     wanted = check_targets(targets, table.cost(net.full()).macs, table.cost(net.narrowest()).macs)
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}
     images = runs.load_images(
-        settings["data"], space.input_shape, rules["held_out"], settings["seed"], runs.choose_device(device), settings["skip_corrupt"]
+        settings["data"],
+        space.input_shape,
+        rules["held_out"],
+        settings["seed"],
+        runs.choose_device(device),
+        settings["skip_corrupt"],
     )
     out = out or run / "search"
     probe_writable(out)

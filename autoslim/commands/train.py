@@ -52,7 +52,13 @@ def train_run(space, data: str, out: Path, *, seed: int, device: str = "auto", s
     batches = images.training(images.train, recipe, seed)
     probe_writable(out)
     runs.write_run(
-        out, "supernet", space=runs.space_to_json(space), data=data, seed=seed, classes=list(images.classes), skip_corrupt=skip_corrupt
+        out,
+        "supernet",
+        space=runs.space_to_json(space),
+        data=data,
+        seed=seed,
+        classes=list(images.classes),
+        skip_corrupt=skip_corrupt,
     )
     train_supernet(net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(recipe), from_scratch=True)
     return net, images

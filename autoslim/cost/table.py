@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.groups import Run
+from autoslim.channels.map import Run
 from autoslim.slimmable.supernet import Supernet
 
 
@@ -43,6 +43,7 @@ class _Layer:
     per_output: int
     itemsize: int
     positions: int = 0
+    owns_weight: bool = True
 
     def active(self, widths: list[int]) -> tuple[int, int]:
         """Return the input channels that each output sees, times the kernel, and the output channels."""
@@ -87,7 +88,8 @@ class CostTable:
         for layer in self._layers:
             weights_per_output, outputs = layer.active(widths)
             macs += layer.positions * weights_per_output * outputs
-            own = outputs * (weights_per_output * (layer.kernel > 0) + layer.per_output) if layer.itemsize else 0
+            weights = weights_per_output * (layer.kernel > 0 and layer.owns_weight)
+            own = outputs * (weights + layer.per_output)
             params += own
             size += own * layer.itemsize
         return Cost(macs, params, size)
@@ -99,10 +101,12 @@ def _describe(module: nn.Module, layer, positions: int, own: list[nn.Parameter])
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return _Layer(*runs, 0, module.num_features, 0, 1, len(own), itemsize)
     bias = sum(p is module.bias for p in own)
+    # A weight may be counted elsewhere: with the layer it is shared with, or with its parametrization.
+    owns = any(p is module._parameters.get("weight") for p in own)
     if isinstance(module, nn.Linear):
-        return _Layer(*runs, module.in_features, module.out_features, 1, 1, bias, itemsize, positions)
+        return _Layer(*runs, module.in_features, module.out_features, 1, 1, bias, itemsize, positions, owns)
     depthwise = module.groups > 1 and module.groups == module.in_channels
     kernel = module.weight[0, 0].numel()
     if depthwise:
-        return _Layer(None, runs[1], 1, module.out_channels, kernel, 1, bias, itemsize, positions)
-    return _Layer(*runs, module.in_channels, module.out_channels, kernel, module.groups, bias, itemsize, positions)
+        return _Layer(None, runs[1], 1, module.out_channels, kernel, 1, bias, itemsize, positions, owns)
+    return _Layer(*runs, module.in_channels, module.out_channels, kernel, module.groups, bias, itemsize, positions, owns)

@@ -66,9 +66,7 @@ def list_part(root: Path, part: str, classes: list[str]) -> Listing:
     if not listing.paths:
         raise DataError(f"{root / part}: no images; expected {LAYOUT} with files of type {suffixes}")
     if empty:
-        raise DataError(
-            f"{empty[0]}: class folder without images; add files of type {suffixes}, or remove the folder"
-        )
+        raise DataError(f"{empty[0]}: class folder without images; add files of type {suffixes}, or remove the folder")
     return listing
 
 

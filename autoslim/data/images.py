@@ -28,9 +28,7 @@ class ImageSet:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise DataError(f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, C, H, W]")
         if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            raise DataError(
-                f"labels are {labels.dtype} {list(labels.shape)}; {len(images)} images need int64 [{len(images)}]"
-            )
+            raise DataError(f"labels are {labels.dtype} {list(labels.shape)}; {len(images)} images need int64 [{len(images)}]")
         self._pixels = images.permute(0, 2, 3, 1).contiguous()
         self._rows: Tensor | None = None
         self.labels = labels

@@ -110,8 +110,6 @@ def check_labels(spec: str, train: torch.Tensor, test: torch.Tensor, classes: in
             raise DataError(f"{spec}: the {part} set is empty; it needs at least one image")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
-            raise DataError(
-                f"{spec}: {part} labels run from {low} to {high}; {classes} classes allow 0 to {classes - 1}"
-            )
+            raise DataError(f"{spec}: {part} labels run from {low} to {high}; {classes} classes allow 0 to {classes - 1}")
     if classes < 2:
         raise DataError(f"{spec}: only one class; two or more are needed to classify")

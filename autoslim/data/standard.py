@@ -75,5 +75,5 @@ def missing_files(name: str, root: Path, inner: str, kind: str, error: Exception
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
         f"{name} needs {root / inner}, which is {state} ({reason.rstrip('.')}); get it with: "
-        f"python -c \"from torchvision.datasets import {kind}; {kind}({str(root)!r}, download=True)\""
+        f'python -c "from torchvision.datasets import {kind}; {kind}({str(root)!r}, download=True)"'
     )

@@ -31,9 +31,7 @@ class DigitsCNN(nn.Module):
         return self.classifier(self.pool(self.blocks(x)).flatten(1))
 
 
-def digits_cnn(
-    width_mult: float = 1.0, num_classes: int = 10, *, in_channels: int = 1, round_nearest: int = 4
-) -> nn.Module:
+def digits_cnn(width_mult: float = 1.0, num_classes: int = 10, *, in_channels: int = 1, round_nearest: int = 4) -> nn.Module:
     """Build the network of the demo: [N, in_channels, 8, 8] -> [N, num_classes].
 
     Its widths are 16, 32, 48 and 64 at 1.0x. Seven of them can differ: the stem, the residual trunk, the inside of the

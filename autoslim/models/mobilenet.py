@@ -98,9 +98,7 @@ def mobilenet_v1(
     Source: Howard et al. 2017 (1704.04861), table 1.
     """
     if len(strides) != len(V1_CHANNELS):
-        raise ValueError(
-            f"strides has {len(strides)} numbers; MobileNet v1 takes {len(V1_CHANNELS)}, one for each block"
-        )
+        raise ValueError(f"strides has {len(strides)} numbers; MobileNet v1 takes {len(V1_CHANNELS)}, one for each block")
     channels = [scaled(c, width_mult, round_nearest) for c in V1_CHANNELS]
     stem = scaled(32, width_mult, round_nearest)
     return MobileNetV1(in_channels, stem, channels, stem_stride, strides, num_classes, dropout)

@@ -95,7 +95,9 @@ def _figure(*, uniform, greedy, found, retrained, title=None) -> Figure:
     estimates = [*uniform, *greedy, *found]
     networks = [(run["macs"], run["accuracy"]) for run in retrained]
     if not estimates and not networks:
-        raise RunError("there is no supernet estimate and no retrained network to draw; pass the folder of a search or of a retraining")
+        raise RunError(
+            "there is no supernet estimate and no retrained network to draw; pass the folder of a search or of a retraining"
+        )
     scale, letter = style.macs_unit([macs for macs, _ in estimates + networks])
     low, high = accuracy_limits([*uniform, *greedy], [*found, *networks])
     enlarge = bool(estimates) and len(networks) > 1 and _span(networks) < 0.4 * (high - low)
@@ -118,7 +120,9 @@ def _figure(*, uniform, greedy, found, retrained, title=None) -> Figure:
         panels[0].set_title("all", loc="left", fontsize=style.NORMAL)
         panels[1].set_title("only the retrained networks, enlarged", loc="left", fontsize=style.NORMAL)
     _legends(panels[-1], [entry for entry in legends if entry[1]])
-    figure.supxlabel("1 multiply-add (MAC) = 2 floating-point operations", x=0.01, ha="left", fontsize=style.SMALL, color="#555555")
+    figure.supxlabel(
+        "1 multiply-add (MAC) = 2 floating-point operations", x=0.01, ha="left", fontsize=style.SMALL, color="#555555"
+    )
     if title:
         figure.suptitle(style.literal(title), fontsize=style.LARGE, x=0.01, ha="left")
     return figure

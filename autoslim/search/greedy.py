@@ -1,5 +1,6 @@
 """Greedy slimming (AutoSlim, section 3): narrow the group that hurts least, one step at a time, down to every target."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -116,9 +117,13 @@ def _descend(net, table, evaluator, targets, score, pick, trace, progress) -> It
                 if position == 0:
                     continue
                 narrowed = {**widths, name: choices[name][position - 1]}
+                if table.cost(narrowed).macs >= current.macs:
+                    continue  # a head that only training runs
                 candidates.append(_judge(net, table, evaluator, trace, step, name, narrowed))
             previous, measure = current, PICK_RULES[pick]
-            current = min(candidates, key=lambda c: (measure(c, previous, score), c.macs))
+            values = {c: measure(c, previous, score) for c in candidates}
+            # A candidate without a score (its loss is no number) is the worst.
+            current = min(candidates, key=lambda c: (values[c] if values[c] == values[c] else math.inf, c.macs))
             trace.record(candidates, current)
             widths = {**widths, current.group: current.width}
             bar.set_postfix_str(f"step {step}, {current.macs / 1e6:.3g}M MACs, {score} {getattr(current, score):.4f}")

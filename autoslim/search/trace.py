@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from autoslim.errors import RunError
+from autoslim.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,50 @@ class SearchTrace:
         if self._path and self._path.exists():
             self.rows = _read(self._path)
         self._known = {(c.step, c.group, c.width): c for c, _ in self.rows}
-        self._recorded = {c.step for c, _ in self.rows}
+        # The last step may have been cut off while it was written: its candidates are known, but it is recorded anew.
+        self._last = max((c.step for c, _ in self.rows), default=-1)
+        self._picked = {c.step: c for c, picked in self.rows if picked and c.step < self._last}
 
     def find(self, step: int, group: str, width: int) -> Candidate | None:
         """Return a candidate that was evaluated before."""
         return self._known.get((step, group, width))
 
     def record(self, candidates: list[Candidate], picked: Candidate) -> None:
-        """Add the candidates of one step and write them in one go."""
-        if candidates[0].step in self._recorded:
+        """Add the candidates of one step and write them in one go.
+
+        Raises:
+            RunError: the trace holds another pick at this step, so it was made by other rules or on other images.
+        """
+        step = candidates[0].step
+        if step in self._picked:
+            if self._picked[step] != picked:
+                raise RunError(
+                    f"{self._path} was written by another search (step {step} narrowed {self._picked[step].group!r}, now "
+                    f"{picked.group!r}); search with the same settings, or into another folder"
+                )
             return
-        rows = [(candidate, candidate == picked) for candidate in candidates]
-        self._recorded.add(candidates[0].step)
-        if self._path:
-            _append(self._path, rows, new=not self.rows)
-        self.rows += rows
+        rows = [(candidate, candidate is picked) for candidate in candidates]
+        self._picked[step] = picked
+        kept = [row for row in self.rows if row[0].step < step]
+        if kept + rows != self.rows:
+            if self._path:
+                _append(self._path, rows) if kept == self.rows and kept else _rewrite(self._path, kept + rows)
+            self.rows = kept + rows
 
     def path_taken(self) -> list[Candidate]:
         """Return the candidates that were picked, from the full network down."""
         return [candidate for candidate, picked in self.rows if picked]
 
 
-def _append(path: Path, rows: list[tuple[Candidate, bool]], new: bool) -> None:
-    lines = [",".join(COLUMNS)] if new else []
-    lines += [",".join(map(repr_cell, (*astuple(candidate), int(picked)))) for candidate, picked in rows]
+def _rewrite(path: Path, rows: list[tuple[Candidate, bool]]) -> None:
+    with atomic_write(path) as file:
+        file.write("\n".join([",".join(COLUMNS), *map(_line, rows)]) + "\n")
+
+
+def _append(path: Path, rows: list[tuple[Candidate, bool]]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w" if new else "a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n".join(map(_line, rows)) + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -90,7 +107,9 @@ def repr_cell(value) -> str:
 
 def _read(path: Path) -> list[tuple[Candidate, bool]]:
     text = path.read_text(encoding="utf-8")
-    whole, newline, _ = text.rpartition("\n")
+    whole, newline, unfinished = text.rpartition("\n")
+    if not newline and ",".join(COLUMNS).startswith(text):
+        return []  # cut off within its first line
     reader = csv.reader(whole.splitlines())
     if next(reader, None) != COLUMNS:
         raise RunError(f"{path} is not a search trace (columns {','.join(COLUMNS)}); move it away or search into another folder")
@@ -102,14 +121,9 @@ def _read(path: Path) -> list[tuple[Candidate, bool]]:
             rows.append((Candidate(*values), cells[-1] == "1"))
     except (ValueError, IndexError) as error:
         raise RunError(f"{path} line {reader.line_num} is damaged ({error}); cut the file before that line") from error
-    # A step without its pick was cut off while it was written.
-    complete = {candidate.step for candidate, picked in rows if picked}
-    kept = [row for row in rows if row[0].step in complete]
-    last = max(complete, default=-1)
-    finished = [row for row in kept if row[0].step < last] + [row for row in kept if row[0].step == last]
-    if len(finished) != len(rows) or not newline:
-        path.write_text("\n".join([",".join(COLUMNS), *(_line(row) for row in finished)]) + "\n", encoding="utf-8")
-    return finished
+    if unfinished:
+        _rewrite(path, rows)
+    return rows
 
 
 def _line(row: tuple[Candidate, bool]) -> str:

@@ -59,12 +59,13 @@ def calibrate(network: nn.Module, batches: Iterable) -> nn.Module:
 
     modes = {module: module.training for module in network.modules()}
     hooks = [layer.register_forward_pre_hook(measure) for layer in batch_norms(network)]
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval()
     seen = 0
     try:
         for batch in batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            network(*x) if isinstance(x, (tuple, list)) else network(x)
+            network(*(i.to(device) for i in x)) if isinstance(x, (tuple, list)) else network(x.to(device))
             seen += 1
         for layer, moment in moments.items():
             _store(layer, moment.mean, moment.squares / moment.count)

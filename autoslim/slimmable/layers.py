@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoslim.channels.groups import Run
+from autoslim.channels.map import Run
 
 
 class Width:
@@ -67,8 +67,10 @@ class ActiveAxis:
             for run, _ in self._runs:
                 starts.append(start)
                 start += run.size
-            index = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, parts)])
-            self._cache = (key, index.to(device))
+            # An index made while evaluating must serve training too.
+            with torch.inference_mode(False):
+                index = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, parts)])
+                self._cache = (key, index.to(device))
         return self._cache[1]
 
 
@@ -83,11 +85,10 @@ class Slimmable:
 
     @classmethod
     def adopt(cls, layer: nn.Module, inputs: ActiveAxis | None, outputs: ActiveAxis | None, average: bool = False):
-        """Return a slimmable layer that takes over the parameters, buffers and settings of a plain one."""
-        slim = cls.__new__(cls)
-        slim.__dict__.update(layer.__dict__)
-        slim.inputs, slim.outputs, slim.average = inputs, outputs, average
-        return slim
+        """Turn a plain layer into a slimmable one; the same object, so that every place that holds it sees the change."""
+        layer.__class__ = cls
+        layer.inputs, layer.outputs, layer.average = inputs, outputs, average
+        return layer
 
     def sizes(self) -> dict[str, int]:
         """Return the size attributes of the plain layer at the current widths."""
@@ -98,11 +99,11 @@ class Slimmable:
         raise NotImplementedError
 
     def to_plain(self) -> nn.Module:
-        """Return the plain layer of the current widths; its tensors are this layer's, to be replaced by sliced ones."""
-        layer = self.plain.__new__(self.plain)
-        layer.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("inputs", "outputs", "average")})
-        layer.__dict__.update(self.sizes())
-        return layer
+        """Turn this layer, whose tensors are sliced already, into the plain one of the current widths."""
+        self.__dict__.update(self.sizes())
+        del self.inputs, self.outputs, self.average
+        self.__class__ = self.plain
+        return self
 
 
 class _SlimConv(Slimmable):

@@ -11,7 +11,7 @@ from autoslim.slimmable.supernet import Supernet
 
 
 @torch.no_grad()
-def materialize(model: nn.Module, config: ChannelConfig | None = None) -> nn.Module:
+def materialize(model: nn.Module, config: ChannelConfig | None = None, *, example=None) -> nn.Module:
     """Return a plain network with the widths of `config` and the leading channels of the model's weights, copied.
 
     Nothing of this toolkit is left in it, and nothing is shared with `model`. A supernet that was calibrated at `config`
@@ -20,6 +20,7 @@ def materialize(model: nn.Module, config: ChannelConfig | None = None) -> nn.Mod
     Args:
         model: a Supernet, or the plain full network that `config` belongs to.
         config: the widths; None takes what the supernet is set to.
+        example: an input to trace a plain model with, where zeros of the configuration's `input_shape` will not do.
 
     Raises:
         ConfigError: the configuration does not fit the model, or names no input shape for a plain model.
@@ -29,7 +30,7 @@ def materialize(model: nn.Module, config: ChannelConfig | None = None) -> nn.Mod
     elif config is None:
         raise ConfigError(f"a plain {type(model).__name__} needs a configuration; pass ChannelConfig.load(path)")
     else:
-        net = Supernet(model, example_input(config), divisor=config.divisor)
+        net = Supernet(model, example_input(config) if example is None else example, divisor=config.divisor)
         config.check(net.groups)
     if config is None:
         return _plain_copy(net.model)
@@ -57,8 +58,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
             value = active.get(name, tensor).detach().clone(memory_format=torch.contiguous_format)
             tensors[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     plain = share_copy(model, tensors)
-    replaced = {id(module): module.to_plain() for module in plain.modules() if isinstance(module, Slimmable)}
-    for parent in plain.modules():
-        for key, child in parent._modules.items():
-            parent._modules[key] = replaced.get(id(child), child)
+    for module in plain.modules():
+        if isinstance(module, Slimmable):
+            module.to_plain()
     return plain

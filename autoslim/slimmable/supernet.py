@@ -9,10 +9,11 @@ from torch.utils._pytree import tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.grid import Grid
-from autoslim.channels.groups import ChannelGroup, find_groups
+from autoslim.channels.groups import find_groups
+from autoslim.channels.map import ChannelGroup
 from autoslim.channels.trace import as_inputs, share_copy
 from autoslim.errors import ConfigError, ModelError
-from autoslim.slimmable.layers import SLIM_LAYERS, ActiveAxis, Slimmable, Width
+from autoslim.slimmable.layers import SLIM_LAYERS, ActiveAxis, Width
 
 
 class Supernet(nn.Module):
@@ -54,22 +55,17 @@ class Supernet(nn.Module):
         self._swap(average_inputs)
 
     def _swap(self, average: bool) -> None:
-        swapped: dict[int, Slimmable] = {}
-        names = {id(module): name for name, module in reversed(list(self.model.named_modules()))}
-        for parent in list(self.model.modules()):
-            for key, child in parent._modules.items():
-                kind = SLIM_LAYERS.get(type(child))
-                if kind is None:
-                    continue
-                layer = self.channels.layers.get(names[id(child)])
-                is_norm = isinstance(child, nn.modules.batchnorm._BatchNorm)
-                if layer is None and not is_norm and not average:
-                    continue
-                if id(child) not in swapped:
-                    inputs = layer and layer.inputs and ActiveAxis(layer.inputs, self.widths)
-                    outputs = layer and layer.outputs and ActiveAxis(layer.outputs, self.widths)
-                    swapped[id(child)] = kind.adopt(child, inputs, outputs, average)
-                parent._modules[key] = swapped[id(child)]
+        for name, module in self.model.named_modules():
+            kind = SLIM_LAYERS.get(type(module))
+            if kind is None:
+                continue
+            layer = self.channels.layers.get(name)
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if layer is None and not is_norm and not average:
+                continue
+            inputs = layer and layer.inputs and ActiveAxis(layer.inputs, self.widths)
+            outputs = layer and layer.outputs and ActiveAxis(layer.outputs, self.widths)
+            kind.adopt(module, inputs, outputs, average)
 
     def forward(self, *inputs, **kwargs):
         """Run the model at the configuration that is set."""

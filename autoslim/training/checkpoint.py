@@ -47,6 +47,10 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(f"{path} is not a checkpoint of this toolkit (no format {FORMAT!r}); pass the folder of `autoslim train`")
+    parts = {"model": dict, "optimizer": dict, "rows": list, "settings": dict}
+    wrong = [key for key, form in parts.items() if not isinstance(state.get(key), form)]
+    if wrong:
+        raise RunError(f"{path} is not a whole checkpoint (no {', '.join(wrong)}); restore it, or remove it and train again")
     if state.get("kind") != kind:
         wanted = {"supernet": "`autoslim train`", "network": "`autoslim retrain`"}[kind]
         raise RunError(f"{path} holds a {state.get('kind')}, not a {kind}; pass a folder written by {wanted}")
@@ -60,8 +64,10 @@ def load_weights(path: str | Path, kind: str, network: nn.Module) -> int:
         RunError: the checkpoint is damaged, foreign, or of another network.
     """
     state = load_checkpoint(path, kind)
-    try:
-        network.load_state_dict(state["model"])
-    except (RuntimeError, KeyError) as error:
-        raise RunError(f"{path} does not fit the network ({str(error).splitlines()[0]}); pass the run it belongs to") from error
+    # Checked first: load_state_dict copies what fits before it finds what does not.
+    own, stored = network.state_dict(), state["model"]
+    wrong = [key for key in {**own, **stored} if key not in own or key not in stored or own[key].shape != stored[key].shape]
+    if wrong:
+        raise RunError(f"{path} does not fit the network ({', '.join(wrong[:5])}); pass the run it belongs to")
+    network.load_state_dict(stored)
     return len(state["rows"])

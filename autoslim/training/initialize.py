@@ -21,9 +21,7 @@ def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
                 _normal(module.weight, (2 / fan_out) ** 0.5)
             elif isinstance(module, nn.Linear):
                 _normal(module.weight, 0.01)
-            elif isinstance(module, _NormBase):
-                module.reset_parameters()
-            elif hasattr(module, "reset_parameters"):
+            elif isinstance(module, _NormBase) or hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -112,6 +112,8 @@ def _fit(
     rows: list[dict] = []
     if path and path.exists():
         rows = _resume(path, network, optimizer, recipe, seed, kind)
+        if rows:
+            _write_metrics(path.parent / "metrics.csv", rows)  # its last row may have been cut off
     elif path:
         save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
     device = next(network.parameters()).device
