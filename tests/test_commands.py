@@ -1,0 +1,253 @@
+"""The command line, in process: what each verb writes, prints and refuses."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+
+import autoslim
+from autoslim.commands import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*args) -> int:
+    try:
+        main([str(a) for a in args])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def refused(capsys, *args, code=1) -> str:
+    assert run(*args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line]
+    assert lines[-1].startswith("autoslim: ")
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "supernet"
+    assert run("train", "digits_cnn", "--data", "digits", "--out", folder, "--epochs", 2, "--device", "cpu") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def search(supernet) -> Path:
+    assert run("search", supernet, "--flops-target", "60%", "--flops-target", "300k") == 0
+    return supernet / "search"
+
+
+@pytest.fixture(scope="module")
+def network(search, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "network"
+    assert run("retrain", search / "300k.json", "--data", "digits", "--out", folder, "--epochs", 1) == 0
+    return folder
+
+
+def test_training_writes_metrics_that_pandas_reads(supernet):
+    metrics = pandas.read_csv(supernet / "metrics.csv")
+    assert list(metrics.epoch) == [1, 2]
+    assert metrics.loss[1] < metrics.loss[0]
+    assert json.loads((supernet / "config.json").read_text())["kind"] == "supernet"
+
+
+def test_search_writes_one_configuration_a_target_and_its_uniform_equal(search):
+    names = {path.name for path in search.glob("*.json")}
+    assert names == {"config.json", "642.2k.json", "uniform-642.2k.json", "300k.json", "uniform-300k.json"}
+    for name, limit in (("642.2k.json", 0.6 * 1_070_304), ("300k.json", 300e3)):
+        config = autoslim.ChannelConfig.load(search / name)
+        assert config.cost["macs"] <= limit
+        assert config.estimate["kind"] == "supernet estimate"
+        plain = autoslim.materialize(autoslim.spaces.build_model(config.model), config)
+        assert sum(p.numel() for p in plain.parameters()) == config.cost["params"]
+
+
+def test_every_candidate_of_the_search_is_in_the_trace(search):
+    rows = list(csv.DictReader((search / "trace.csv").read_text().splitlines()))
+    assert {"step", "group", "width", "macs", "error", "loss"} <= set(rows[0])
+    picks = [row for row in rows if row["picked"] == "1"]
+    assert [int(row["step"]) for row in picks] == list(range(len(picks)))
+    assert sum(row["step"] == "1" for row in rows) == 7
+
+
+def test_a_repeated_search_writes_the_same_files(search, supernet):
+    before = {path: path.read_bytes() for path in search.iterdir()}
+    assert run("search", supernet, "--flops-target", "60%", "--flops-target", "300k") == 0
+    assert {path: path.read_bytes() for path in search.iterdir()} == before
+
+
+def test_a_search_by_another_rule_does_not_mix_with_the_first(search, supernet, capsys):
+    assert "search" in refused(capsys, "search", supernet, "--flops-target", "60%", "--pick", "drop-per-mac")
+
+
+def test_retrain_scores_the_test_images_once(network, capsys):
+    result = json.loads((network / "result.json").read_text())
+    assert result["kind"] == "retrained accuracy"
+    assert result["test"]["images"] == 359
+    assert run("evaluate", network, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["error"] == result["test"]["error"]
+
+
+def test_evaluate_of_a_supernet_says_that_it_is_an_estimate(supernet, search, capsys):
+    assert run("evaluate", search / "300k.json", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    config = autoslim.ChannelConfig.load(search / "300k.json")
+    assert document["kind"] == "supernet estimate"
+    assert document["error"] == config.estimate["error"]
+    assert document["macs"] == config.cost["macs"]
+    assert run("evaluate", supernet, "--width", "1.0", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["macs"] == 484_160
+
+
+@pytest.mark.parametrize("what", ["spectrum", "channels", "path"])
+def test_plot_draws(what, supernet, search, network, tmp_path):
+    for suffix in ("png", "svg"):
+        assert run("plot", supernet, network, "--out", tmp_path / f"{what}.{suffix}", "--what", what) == 0
+        assert (tmp_path / f"{what}.{suffix}").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    "width, macs, params", [("1.0", 300_774_272, 3_504_872), ("0.35", 59_285_808, 1_677_128), ("1.3", 509_374_560, 5_386_792)]
+)
+def test_profile_gives_the_published_integers(width, macs, params, capsys):
+    assert run("profile", "mobilenet_v2", "--width", width, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["macs"], document["params"], document["weight_bytes"]) == (macs, params, 4 * params)
+
+
+def test_profile_of_a_configuration_is_its_cost(search, capsys):
+    assert run("profile", search / "300k.json", "--json", "--latency") == 0
+    document = json.loads(capsys.readouterr().out)
+    config = autoslim.ChannelConfig.load(search / "300k.json")
+    assert {key: document[key] for key in config.cost} == config.cost
+    assert 0 < document["latency"]["low_ms"] <= document["latency"]["median_ms"] <= document["latency"]["high_ms"]
+
+
+def test_inspect_lists_groups_and_reasons(capsys):
+    assert run("inspect", "torchvision.models:convnext_tiny", "--input-shape", "3,64,64", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["groups"]) == 18
+    assert all(group["choices"][-1] == group["full"] and group["members"] for group in document["groups"])
+    reasons = [reason for group in document["frozen"] for reason in group["reasons"]]
+    assert any("layer_norm" in reason and "convnext.py:" in reason for reason in reasons)
+    assert run("inspect", "digits_cnn") == 0
+    assert "network's output" in capsys.readouterr().out
+
+
+def test_spaces_lists_what_ships(capsys):
+    assert run("spaces", "--json") == 0
+    names = {space["name"] for space in json.loads(capsys.readouterr().out)}
+    assert {"mobilenet_v1", "mobilenet_v2", "mobilenet_v2_cifar", "resnet20_cifar", "digits_cnn"} <= names
+
+
+@pytest.mark.parametrize("target, said", [("1k", "below the narrowest"), ("9G", "above the full network"), ("abc", "300M")])
+def test_targets_out_of_reach_are_refused_before_anything_is_written(target, said, supernet, tmp_path, capsys):
+    line = refused(capsys, "search", supernet, "--flops-target", target, "--out", tmp_path / "new")
+    assert said in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_unknown_words_are_refused(tmp_path, capsys):
+    assert "'train'" in refused(capsys, "trian", code=2)
+    assert "--flops-target" in refused(capsys, "search", tmp_path, code=2)
+    assert "digits_cnn" in refused(capsys, "train", "nothing", "--data", "digits", "--out", tmp_path / "x")
+    assert "folder:DIR" in refused(capsys, "train", "digits_cnn", "--data", "nothing", "--out", tmp_path / "x")
+    assert "does not exist" in refused(capsys, "search", tmp_path / "x", "--flops-target", "50%")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_of_another_kind_is_refused(supernet, network, capsys):
+    assert "not a supernet" in refused(capsys, "search", network, "--flops-target", "50%")
+    assert "--width" in refused(capsys, "evaluate", network, "--width", "1.0")
+
+
+def test_another_training_does_not_overwrite_a_run(supernet, capsys):
+    before = (supernet / "checkpoint.pt").read_bytes()
+    refused(capsys, "train", "digits_cnn", "--data", "digits", "--out", supernet, "--epochs", 3)
+    assert (supernet / "checkpoint.pt").read_bytes() == before
+
+
+def test_damaged_files_are_named(supernet, search, tmp_path, capsys):
+    (tmp_path / "cut.json").write_text((search / "300k.json").read_text()[:200])
+    assert "not whole JSON" in refused(capsys, "profile", tmp_path / "cut.json")
+    document = json.loads((search / "300k.json").read_text())
+    document["channels"]["stem.conv"] = [99, 24]
+    document["channels"]["nothing"] = [4, 8]
+    (tmp_path / "wrong.json").write_text(json.dumps(document))
+    line = refused(capsys, "retrain", tmp_path / "wrong.json", "--data", "digits", "--out", tmp_path / "x")
+    assert "'stem.conv' wants 99 of 24" in line and "'nothing' is unknown" in line
+    copy = tmp_path / "copy"
+    shutil.copytree(supernet, copy)
+    whole = (copy / "checkpoint.pt").read_bytes()
+    (copy / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    assert "truncated" in refused(capsys, "evaluate", copy)
+
+
+def test_an_unfinished_supernet_is_not_searched(supernet, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(supernet, copy, ignore=shutil.ignore_patterns("search"))
+    settings = json.loads((copy / "config.json").read_text())
+    settings["space"]["train"]["epochs"] = 5
+    (copy / "config.json").write_text(json.dumps(settings))
+    assert "2 of 5 epochs" in refused(capsys, "search", copy, "--flops-target", "50%")
+
+
+def test_a_network_that_cannot_be_traced_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nets.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.conv = torch.nn.Conv2d(3, 16, 3)\n"
+        "    def forward(self, x):\n        return self.conv(x) if x.sum() > 0 else x\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, "inspect", "nets:Net", "--input-shape", "3,8,8")
+    assert "nets.py:7" in line and "submodule" in line
+
+
+def test_the_wrong_images_are_refused(tmp_path, capsys):
+    line = refused(capsys, "train", "resnet20_cifar", "--data", "digits", "--out", tmp_path / "x")
+    assert "1 channels, the network takes 3" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_ctrl_c_keeps_what_was_finished_and_says_so(tmp_path, monkeypatch, capsys):
+    from autoslim.training import loop
+
+    real, calls = loop._epoch, []
+
+    def interrupted(*args, **kwargs):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    command = ("train", "digits_cnn", "--data", "digits", "--out", tmp_path / "run", "--epochs", 2)
+    monkeypatch.setattr(loop, "_epoch", interrupted)
+    assert "run the same command again" in refused(capsys, *command)
+    assert len(pandas.read_csv(tmp_path / "run" / "metrics.csv")) == 1
+    monkeypatch.setattr(loop, "_epoch", real)
+    assert run(*command) == 0
+    assert len(pandas.read_csv(tmp_path / "run" / "metrics.csv")) == 2
+
+
+def test_the_three_ways_to_start_are_one_program():
+    outputs = [
+        subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for words in (["cli.py"], ["-m", "autoslim"])
+    ]
+    assert outputs[0] == outputs[1]
+    assert all(verb in outputs[0] for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert run(verb, "--help") == 0
+    assert "Usage: autoslim" in capsys.readouterr().out
