@@ -139,9 +139,10 @@ def equal_cost_uniform(space, net, table, macs: int):
     """
     from autoslim.commands import runs
 
+    candidates = [net.uniform(step / 200) for step in range(10, 201)]
     if space.width_argument:
-        candidates = (runs.uniform_config(space, net, space.full_width * step / 100) for step in range(5, 101))
-    else:
-        candidates = (net.uniform(step / 200) for step in range(10, 201))
+        family = [runs.uniform_config(space, net, space.full_width * step / 100) for step in range(5, 101)]
+        # A family may round its widths more finely than the grid of the search allows.
+        candidates = [config for config in family if not config.faults(net.groups)] or candidates
     unique = {tuple(c.widths.values()): c for c in candidates}
     return min(unique.values(), key=lambda config: abs(table.cost(config).macs - macs))

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running anything that is in them."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -22,8 +23,11 @@ def save_checkpoint(path: str | Path, kind: str, network: nn.Module, optimizer, 
         "rows": rows,
         "settings": settings,
     }
+    # Through memory: on a full disk torch.save would hide the reason behind an error of its own.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     with atomic_write(path, "wb") as file:
-        torch.save(state, file)
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path, kind: str) -> dict:
