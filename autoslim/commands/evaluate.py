@@ -83,7 +83,6 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
     from autoslim.commands import runs
     from autoslim.commands.search import load_supernet
     from autoslim.cost.table import CostTable
-    from autoslim.search.evaluate import SupernetEvaluator
 
     net, space, settings = load_supernet(folder, device)
     if config_path is not None:
@@ -100,7 +99,6 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
         data or settings["data"], space.input_shape, rules["held_out"], settings["seed"], runs.choose_device(device),
         settings["skip_corrupt"],
     )  # fmt: skip
-    calibration = images.calibration(rules["calibration_images"], min(rules["batch_size"], rules["calibration_images"]))
-    result = SupernetEvaluator(net, images.scoring(images.search, rules["batch_size"]), calibration).score(config)
+    result = runs.supernet_evaluator(net, images, rules).score(config)
     cost = CostTable(net).cost(config).to_json()
     return {"kind": "supernet estimate", "split": "held-out training", **result.to_json(), **cost}

@@ -12,6 +12,7 @@ from autoslim.channels.config import ChannelConfig
 from autoslim.data import Loader, channel_statistics, load_data, split
 from autoslim.errors import DataError, RunError
 from autoslim.files import read_json, write_json
+from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space
 from autoslim.training.recipe import Recipe
@@ -147,6 +148,13 @@ def build_supernet(space: Space, device: torch.device | str = "cpu") -> Supernet
     model = to_device(space.build(), device)
     example = torch.zeros(1, *space.input_shape, device=device)
     return Supernet(model, example, **space.grid, average_inputs=space.train.get("average_inputs", False))
+
+
+def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEvaluator:
+    """Return what judges configurations on the held-out images, by the [search] table of a space."""
+    count = rules["calibration_images"]
+    calibration = images.calibration(count, min(rules["batch_size"], count))
+    return SupernetEvaluator(net, images.scoring(images.search, rules["batch_size"]), calibration, calibration_images=count)
 
 
 def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:

@@ -63,7 +63,6 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
     from autoslim.cost.targets import check_targets, format_amount
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
-    from autoslim.search.evaluate import SupernetEvaluator
     from autoslim.search.greedy import greedy_search
     from autoslim.search.trace import SearchTrace
 
@@ -89,11 +88,7 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
         "images": len(images.search),
     }
     runs.write_run(out, "search", **provenance)
-    evaluator = SupernetEvaluator(
-        net,
-        images.scoring(images.search, rules["batch_size"]),
-        images.calibration(rules["calibration_images"], min(rules["batch_size"], rules["calibration_images"])),
-    )
+    evaluator = runs.supernet_evaluator(net, images, rules)
     trace = SearchTrace(out / "trace.csv")
     provenance |= {"versions": runs.versions(), "retrain": space.retrain}
     if space.width_argument and space.full_width >= 1:

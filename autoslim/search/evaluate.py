@@ -67,14 +67,20 @@ class SupernetEvaluator:
         net: a trained supernet.
         images: `(images, labels)` batches to score on, held out of training.
         calibration: batches of training images; labels are not used.
+        calibration_images: leading batches are taken until they hold this many images; about a thousand are enough
+            (US-Nets, section 3.4).
     """
 
-    def __init__(self, net: Supernet, images: Iterable, calibration: Iterable):
+    def __init__(self, net: Supernet, images: Iterable, calibration: Iterable, *, calibration_images: int = 1024):
         device = next(net.parameters()).device
         self.net = net
         # Kept, so that every candidate is judged on the very same images.
         self._images = [(x.to(device), target.to(device)) for x, target in images]
-        self._calibration = [batch[0].to(device) for batch in calibration]
+        self._calibration: list[torch.Tensor] = []
+        for batch in calibration:
+            self._calibration.append(batch[0].to(device))
+            if sum(map(len, self._calibration)) >= calibration_images:
+                break
 
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""

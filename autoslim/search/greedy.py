@@ -57,6 +57,7 @@ def greedy_search(
     score: str = "error",
     pick: str = "drop",
     evaluator=None,
+    calibration_images: int = 1024,
     trace: SearchTrace | None = None,
     progress: bool = False,
 ) -> Iterator[SearchPoint]:
@@ -73,6 +74,7 @@ def greedy_search(
         score: "error" (the paper) or "loss".
         pick: "drop" (the paper: the best score) or "drop-per-mac" (the least increase per multiply-add saved).
         evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`.
+        calibration_images: leading batches of `calibration` are taken until they hold this many images.
         trace: where every candidate is recorded; candidates that it already holds are not evaluated again.
         progress: draw a progress bar on stderr.
 
@@ -91,7 +93,7 @@ def greedy_search(
     if evaluator is None:
         if images is None or calibration is None:
             raise ConfigError("the search needs images and calibration batches, or an evaluator; pass them")
-        evaluator = SupernetEvaluator(net, images, calibration)
+        evaluator = SupernetEvaluator(net, images, calibration, calibration_images=calibration_images)
     return _descend(net, table, evaluator, wanted, score, pick, trace or SearchTrace(), progress)
 
 
