@@ -62,7 +62,7 @@ def read_json(path: str | Path, error: type[AutoSlimError]):
         raise error(f"{path} does not exist; pass the path of an existing JSON file") from None
     except OSError as problem:
         raise error(f"{path} cannot be read ({problem.strerror}); pass a readable JSON file") from problem
-    except (ValueError, UnicodeDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:  # a UnicodeDecodeError is a ValueError
         raise error(f"{path} is not whole JSON ({problem}); it is truncated or another kind of file") from problem
 
 

@@ -5,7 +5,8 @@ Nothing here imports torch before a network is built, so that listing the spaces
 
 import difflib
 import functools
-import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 import json
 import math
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 # A factory that a file names is called when the file is used, and anyone may have sent it. So the functions of the
-# standard library and of our own dependencies are no factories (os.system, torch.load), their networks excepted.
-_NO_FACTORIES = {"autoslim", "fvcore", "joblib", "matplotlib", "numpy", "pandas", "pip", "scipy", "sklearn"}
-_NO_FACTORIES |= {"torch", "torchvision"}
+# standard library (os.system), of torch itself (torch.load) and of installed packages that do not build on torch
+# (sympy.sympify and yaml.unsafe_load run the text they are given) are no factories.
+_OURS = {"autoslim", "torch", "torchvision"}
+_FOREIGN = "factory '{}' belongs to {}, which builds no networks; name a function of your own"
 _NETWORKS = ("autoslim.models.", "torchvision.models.")
 
 
@@ -202,9 +204,13 @@ def load_space(space: str | os.PathLike[str], *, input_shape: tuple[int, int, in
     )
 
 
-def default_recipe(table: str) -> dict[str, Any]:
-    """Return the values of a table ("grid", "train", "search" or "retrain") where a space is silent."""
-    return {key: rule.default for key, rule in _TABLES[table].items()}
+def check_table(table: str, given: Any, where: str) -> dict[str, Any]:
+    """Return a table with its defaults filled in; raise ConfigError with all its faults."""
+    faults: list[str] = []
+    values = _table({table: given}, table, _TABLES[table], faults)
+    if faults:
+        raise ConfigError(f"{where}: {'; '.join(faults)}")
+    return values
 
 
 def build_model(reference: Mapping[str, Any]) -> "nn.Module":
@@ -238,6 +244,8 @@ def load_factory(name: str) -> Callable[..., Any]:
     if parts is None:
         raise ModelError(f"factory '{name}' is not of the form pkg.module:function")
     module_name, attribute = parts
+    if module_name.partition(".")[0] not in _OURS and is_foreign(module_name):  # not even imported
+        raise ModelError(_FOREIGN.format(name, module_name))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does; a console script has its own folder there
     try:
@@ -264,15 +272,29 @@ def _refuse_foreign(name: str, factory: Any) -> None:
     while isinstance(factory, functools.partial):
         factory = factory.func
     module = str(getattr(factory, "__module__", None) or "builtins")
-    home = module.partition(".")[0]
-    if module.startswith(_NETWORKS) or (home not in sys.stdlib_module_names and home not in _NO_FACTORIES):
+    if module.startswith(_NETWORKS) or not is_foreign(module):
         return
     if isinstance(factory, type):
         from torch import nn
 
         if issubclass(factory, nn.Module):
             return
-    raise ModelError(f"factory '{name}' belongs to {module}, which builds no networks; name a function of your own")
+    raise ModelError(_FOREIGN.format(name, module))
+
+
+def is_foreign(module: str) -> bool:
+    """Say whether a module is nothing that a file may call: not the user's own, nor of a package that builds on torch."""
+    home = module.partition(".")[0]
+    if home in sys.stdlib_module_names or home in _OURS:
+        return True
+    try:
+        origin = getattr(importlib.util.find_spec(home), "origin", None) or ""
+    except ValueError:  # __main__
+        return False
+    if not {"site-packages", "dist-packages"} & set(Path(origin).parts):
+        return False
+    needs = [n for d in importlib.metadata.packages_distributions().get(home, ()) for n in importlib.metadata.requires(d) or ()]
+    return not any(need.startswith("torch") and "extra ==" not in need for need in needs)
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -301,7 +323,7 @@ def _from_factory(name: str, input_shape: tuple[int, int, int]) -> Space:
         width_argument=None,
         full_width=1.0,
         input_shape=tuple(input_shape),
-        **{table: default_recipe(table) for table in _TABLES},
+        **{table: check_table(table, {}, "defaults") for table in _TABLES},
     )
 
 

@@ -17,7 +17,9 @@ GROUPS = {"stem": 16, "block.conv": 32, "_head": 64}
 
 
 def labels(figure):
-    found = [text.get_text() for axes in figure.axes for legend in axes.findobj(match=spectrum.Legend) for text in legend.get_texts()]
+    found = [
+        text.get_text() for axes in figure.axes for legend in axes.findobj(match=spectrum.Legend) for text in legend.get_texts()
+    ]
     return " | ".join(found)
 
 

@@ -441,7 +441,11 @@ def test_factory_that_cannot_be_imported(here):
         assert fails(ModelError, load_factory, name) == f"factory '{name}' is not of the form pkg.module:function"
 
 
-@pytest.mark.parametrize("name", ["os:system", "builtins:eval", "torch:load", "torch.hub:load", "functools:reduce"])
+NO_NETWORKS = ["os:system", "builtins:eval", "torch:load", "torch.hub:load", "functools:reduce"]
+NO_NETWORKS += ["sympy:sympify", "yaml:unsafe_load", "antigravity:fly"]  # run their arguments; acts when it is imported
+
+
+@pytest.mark.parametrize("name", NO_NETWORKS)
 def test_a_file_cannot_call_what_builds_no_network(name):
     message = fails(ModelError, load_factory, name)
     assert re.fullmatch(rf"factory '{name}' belongs to [\w.]+, which builds no networks; name .*", message)

@@ -140,6 +140,14 @@ def _format_faults(document) -> list[str]:
     ):
         faults.append("model is not {factory, kwargs}")
     shape = document.get("input_shape")
-    if shape is not None and not (isinstance(shape, list) and shape):
-        faults.append("input_shape is not a list of sizes")
+    if shape is not None and not _is_shape(shape):
+        faults.append(f"input_shape is not a list of sizes of 1 or more: {json.dumps(shape)}")
     return faults
+
+
+def _is_shape(shape) -> bool:
+    """Say whether this is [C, H, W], or a list or object of such shapes (several inputs)."""
+    if isinstance(shape, list) and shape and all(type(size) is int for size in shape):
+        return min(shape) >= 1
+    parts = list(shape.values()) if isinstance(shape, dict) else shape
+    return isinstance(parts, list) and bool(parts) and all(isinstance(p, (list, dict)) and _is_shape(p) for p in parts)

@@ -130,6 +130,14 @@ def broadcast(flow, node: fx.Node, *_) -> Layout:
     return tuple(out)
 
 
+def expand(flow, node: fx.Node, *_) -> Layout:
+    """expand(sizes): axes are lined up from the right; those of one element stretch to a fixed size."""
+    source, dims = flow.first(node), flow.value(node).dim()
+    layout, before = flow.layout(source), flow.value(source).shape
+    kept = tuple(axis if size > 1 else None for axis, size in zip(layout, before))
+    return (None,) * (dims - len(kept)) + kept
+
+
 def reduce(flow, node: fx.Node, *_) -> Layout:
     """mean, sum, amax, ... over some axes."""
     layout = flow.layout(flow.first(node))
@@ -317,6 +325,7 @@ def _table() -> dict:
     rules |= {F.pad: pad, torch._C._nn.pad: pad}
     rules |= dict.fromkeys(_unary("add", "sub", "mul", "div", "truediv", "maximum", "minimum", "pow"), broadcast)
     rules |= {operator.iadd: broadcast, operator.isub: broadcast, operator.imul: broadcast, operator.itruediv: broadcast}
+    rules |= {"expand_as": broadcast, "expand": expand}
     rules |= dict.fromkeys(("mean", "sum", "amax", "amin", torch.mean, torch.sum, torch.amax, torch.amin), reduce)
     rules |= dict.fromkeys((torch.cat, torch.concat, torch.concatenate), cat)
     rules |= dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), reshape)

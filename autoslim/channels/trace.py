@@ -34,8 +34,13 @@ class Trace:
 
 
 def as_inputs(example) -> tuple:
-    """Return the positional inputs of a network as a tuple: `example` is one tensor or a tuple of inputs."""
-    return example if isinstance(example, tuple) else (example,)
+    """Return the positional inputs of a network as a tuple: `example` is one input, or a tuple or list of inputs."""
+    return tuple(example) if isinstance(example, (tuple, list)) else (example,)
+
+
+def to_device(example, device: torch.device):
+    """Move every tensor of one or several inputs (nested in dicts, lists or tuples) to a device."""
+    return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, torch.Tensor) else t, example)
 
 
 def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
@@ -53,7 +58,9 @@ def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """Copy `model` onto the meta device: same structure and shapes, no data; `model` is left as it is."""
-    memo = {}
+    # Tensors that are plain attributes (a mean to subtract) too: they meet meta tensors in forward.
+    plain = [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
+    memo = {id(t): torch.empty_like(t, device="meta", requires_grad=False) for t in plain}
     for tensor in (*model.parameters(), *model.buffers()):
         like = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else like
@@ -191,7 +198,9 @@ class _Tracer(fx.Tracer):
 
         macs = node.meta["layers"] = []
         for module in real.modules():
-            module.register_forward_hook(lambda m, args, out: macs.append((m, args, out)))
+            module.register_forward_hook(
+                lambda m, args, kwargs, out: macs.append((m, (*args, *kwargs.values()), out)), with_kwargs=True
+            )
         try:
             out = real(*tree_map(zeros, args), **tree_map(zeros, kwargs))
         except Exception as error:

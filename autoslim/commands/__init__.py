@@ -71,6 +71,10 @@ def main(args: list[str] | None = None) -> None:
         _stop(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
         _stop("interrupted; what was finished is kept: run the same command again to go on from there", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _stop("the GPU is out of memory; lower --batch-size, or pass --device cpu", 1)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -71,8 +71,9 @@ def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
         )
     place = runs.choose_device(device)
     data = data or settings["data"]
-    images = runs.load_images(data, config.input_shape, 0.1, settings["seed"], place, settings["skip_corrupt"])
+    images = runs.load_images(data, config.input_shape, None, settings["seed"], place, settings["skip_corrupt"])
     check_classes(network, config, images, data)
+    runs.check_same_classes(settings, images, data)
     result = score(runs.to_device(network, place), images.scoring(images.test))
     return {"kind": "retrained accuracy", "split": "test", **result.to_json(), **cost.to_json()}
 
@@ -99,6 +100,7 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
         data or settings["data"], space.input_shape, rules["held_out"], settings["seed"], runs.choose_device(device),
         settings["skip_corrupt"],
     )  # fmt: skip
+    runs.check_same_classes(settings, images, data or settings["data"])
     result = runs.supernet_evaluator(net, images, rules).score(config)
     cost = CostTable(net).cost(config).to_json()
     return {"kind": "supernet estimate", "split": "held-out training", **result.to_json(), **cost}

@@ -18,9 +18,8 @@ def inspect(space, input_shape, as_json):
     from autoslim.channels.groups import find_groups
 
     loaded = load_space(space, input_shape=input_shape)
-    with torch.device("meta"):
-        model = loaded.build()
-    found = find_groups(model, torch.empty(1, *loaded.input_shape, device="meta"))
+    # On the CPU, as `train` builds it: on the meta device, factories and parts that read values of tensors fail.
+    found = find_groups(loaded.build(), torch.zeros(1, *loaded.input_shape))
     grid = Grid(**loaded.grid)
 
     def describe(group) -> dict:
@@ -42,7 +41,7 @@ def inspect(space, input_shape, as_json):
     click.echo(f"{loaded.name}: {len(found.groups)} channel groups, {len(found.frozen)} frozen")
     for entry in document["groups"]:
         click.echo(f"\n{entry['name']}  full {entry['full']}")
-        click.echo(f"  choices  {_short(entry['choices'])}")
+        click.echo(f"  choices  {' '.join(map(str, entry['choices']))}")
         click.echo(f"  members  {', '.join(entry['members'])}")
     for entry in document["frozen"]:
         click.echo(f"\nfrozen: {entry['name']}  {entry['full']} channels")
@@ -51,7 +50,3 @@ def inspect(space, input_shape, as_json):
         click.echo(f"  members  {', '.join(entry['members'])}")
     for name, reason in found.opaque.items():
         click.echo(f"\nleft as it is: {name} {reason}")
-
-
-def _short(choices: list[int]) -> str:
-    return " ".join(map(str, choices))

@@ -45,12 +45,15 @@ def _retrained(folder: Path) -> dict:
     if not (folder / "result.json").exists():
         raise RunError(f"{folder} has no result yet; finish it with the same `autoslim retrain` command, or leave it out")
     result = read_json(folder / "result.json", RunError)
-    return {
-        "macs": result["cost"]["macs"],
-        "accuracy": 1 - result["test"]["error"],
-        "configuration": result["configuration"],
-        "seed": result["seed"],
-    }
+    try:
+        return {
+            "macs": result["cost"]["macs"],
+            "accuracy": 1 - result["test"]["error"],
+            "configuration": result["configuration"],
+            "seed": result["seed"],
+        }
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{folder / 'result.json'} is damaged ({error!r}); remove it and run `autoslim retrain` again") from error
 
 
 def _found(search: Path) -> list:
@@ -87,13 +90,9 @@ def _channels(search: Path, out: Path) -> None:
     found = _found(search)
     if not found:
         raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
-    draw_channels(out, [(_label(config), config.channels) for config in found], default=default_channels(found[0]))
-
-
-def default_channels(config) -> dict[str, int] | None:
-    """Return the default network's channels a group; None if its family has no width multiplier."""
-    default = config.provenance.get("default_channels")
-    return default or None
+    draw_channels(
+        out, [(_label(config), config.channels) for config in found], default=found[0].provenance.get("default_channels")
+    )
 
 
 def _path(search: Path, out: Path) -> None:

@@ -39,8 +39,7 @@ def profile(network, width, latency, device, input_shape, as_json):
         width = 1.0 if width is None else width
         if not width > 0:
             raise ConfigError(f"--width {width:g} is not above 0; 1.0 is the default network")
-        with torch.device("cpu" if latency else "meta"):
-            model = space.build(width)
+        model = space.build(width)
         example = torch.zeros(1, *space.input_shape)
         cost = full_cost(model, example)
         label = {"space": space.name, "width": width}

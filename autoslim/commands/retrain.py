@@ -36,14 +36,12 @@ def load_network(config, where: str):
     """Build the plain network of a configuration; returns (network, cost). The weights are the factory's own."""
     import torch
 
-    from autoslim.channels.config import ChannelConfig
     from autoslim.cost.table import CostTable
     from autoslim.errors import ConfigError
     from autoslim.slimmable.materialize import example_input, materialize
     from autoslim.slimmable.supernet import Supernet
     from autoslim.spaces import build_model
 
-    assert isinstance(config, ChannelConfig)
     if config.model is None:
         raise ConfigError(f'{where} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}')
     with torch.random.fork_rng(devices=[]):
@@ -64,15 +62,15 @@ def retrain_run(
     from autoslim.errors import DataError
     from autoslim.files import probe_writable, read_json, write_json
     from autoslim.search.evaluate import evaluate
-    from autoslim.spaces import default_recipe
+    from autoslim.spaces import check_table
     from autoslim.training.loop import retrain as train_network
     from autoslim.training.recipe import Recipe
 
     config = ChannelConfig.load(config_path)
     network, cost = load_network(config, str(config_path))
     place = runs.choose_device(device)
-    recipe = runs.override({**default_recipe("retrain"), **config.provenance.get("retrain", {})}, **overrides)
-    images = runs.load_images(data, config.input_shape, 0.1, seed, place, skip_corrupt)
+    recipe = runs.override(check_table("retrain", config.provenance.get("retrain", {}), str(config_path)), **overrides)
+    images = runs.load_images(data, config.input_shape, None, seed, place, skip_corrupt)
     check_classes(network, config, images, data)
     probe_writable(out)
     runs.write_run(
@@ -83,7 +81,7 @@ def retrain_run(
         return read_json(out / "result.json", DataError)
     config.save(out / "channels.json")
     runs.to_device(network, place)
-    batches = images.training(images.everything, recipe, seed)
+    batches = images.training(images.train, recipe, seed)
     train_network(network, batches, folder=out, seed=seed, progress=not quiet, recipe=Recipe.of(recipe))
     result = {
         "kind": "retrained accuracy",

@@ -9,8 +9,8 @@ from torch import nn
 
 from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
-from autoslim.data import Loader, channel_statistics, load_data, split
-from autoslim.errors import DataError, RunError
+from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
+from autoslim.errors import DataError, ModelError, RunError
 from autoslim.files import read_json, write_json
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable.supernet import Supernet
@@ -18,6 +18,11 @@ from autoslim.spaces import Space
 from autoslim.training.recipe import Recipe
 
 FORMAT = "autoslim.run/1"
+_SETTINGS = {
+    "supernet": ("space", "data", "seed", "classes", "skip_corrupt"),
+    "network": ("channels", "data", "seed", "recipe", "classes", "skip_corrupt"),
+    "search": ("data", "seed", "supernet", "search", "images"),
+}
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,6 +35,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is not supported")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device {name!r} is not available here; pass cpu or auto") from error
@@ -43,17 +50,23 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Images:
-    """The image sets of a run: `train` and `search` share nothing; `test` is for the final evaluation only."""
+    """The image sets of a run: `train` and `search` share nothing; `test` is for the final evaluation only.
 
-    train: object
-    search: object
-    everything: object
-    test: object
+    `search` is None where nothing is held out: a network that is retrained learns from all training images.
+    """
+
+    train: ImageSet | FileImages
+    search: ImageSet | FileImages | None
+    test: ImageSet | FileImages
     classes: tuple[str, ...]
     mean: list[float]
     std: list[float]
     size: int
     device: torch.device
+
+    def counts(self) -> dict[str, int]:
+        """Return how many images each part has."""
+        return {"train": len(self.train), "search": len(self.search or ()), "test": len(self.test)}
 
     def training(self, images, recipe: dict, seed: int) -> Loader:
         """Return shuffled, augmented batches."""
@@ -76,8 +89,10 @@ class Images:
         )
 
 
-def load_images(spec: str, input_shape, held_out: float, seed: int, device: torch.device, skip_corrupt: bool = False) -> Images:
-    """Read a data set for a network with inputs `[C, H, W]` and split its training images.
+def load_images(
+    spec: str, input_shape, held_out: float | None, seed: int, device: torch.device, skip_corrupt: bool = False
+) -> Images:
+    """Read a data set for a network with inputs `[C, H, W]` and hold part of its training images out (None: nothing).
 
     Raises:
         DataError: the data cannot be read or split, or its images have other channels than the network takes.
@@ -88,9 +103,18 @@ def load_images(spec: str, input_shape, held_out: float, seed: int, device: torc
             f"the images of {spec!r} have {data.image_shape[0]} channels, the network takes {input_shape[0]}; "
             "take another network or other images"
         )
-    train, search = split(data.train, held_out, seed)
+    train, search = (data.train, None) if held_out is None else split(data.train, held_out, seed)
     mean, std = channel_statistics(data.train)
-    return Images(train, search, data.train, data.test, data.classes, mean, std, input_shape[-1], device)
+    return Images(train, search, data.test, data.classes, mean, std, input_shape[-1], device)
+
+
+def check_same_classes(settings: dict, images: Images, data: str) -> None:
+    """Raise DataError unless the images have the classes, in their order, that the run was trained on."""
+    if list(images.classes) != settings["classes"]:
+        raise DataError(
+            f"{data!r} has {len(images.classes)} classes ({_short(list(images.classes))}), the run was trained on "
+            f"{len(settings['classes'])} ({_short(settings['classes'])}); pass data with the same class names"
+        )
 
 
 def write_run(folder: Path, kind: str, **settings) -> None:
@@ -103,12 +127,29 @@ def write_run(folder: Path, kind: str, **settings) -> None:
     document = {"format": FORMAT, "kind": kind, **settings, "versions": versions()}
     if path.exists():
         before = read_json(path, RunError)
-        keys = ("format", "kind", *settings)
-        changed = [key for key in keys if not isinstance(before, dict) or before.get(key) != document[key]]
+        wanted = {key: document[key] for key in ("format", "kind", *settings)}
+        changed = _differences(before if isinstance(before, dict) else {}, wanted)
         if changed:
-            raise RunError(f"{folder} holds another run (differs in {', '.join(changed)}); pass another --out or remove it")
+            raise RunError(f"{folder} holds another run ({'; '.join(changed[:5])}); pass another --out or remove it")
         return
     write_json(path, document)
+
+
+def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in now.items():
+        old = before.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            # A key that only the old table has counts, too.
+            found += _differences(old, {**dict.fromkeys(old), **value}, f"{prefix}{key}.")
+        elif old != value:
+            found.append(f"{prefix}{key} was {_short(old)}, now {_short(value)}")
+    return found
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def read_run(folder: str | Path, kind: str | None = None) -> dict:
@@ -125,6 +166,9 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
     document = read_json(folder / "config.json", RunError)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise RunError(f"{folder}/config.json is not of format {FORMAT!r}; pass a folder written by this toolkit")
+    lacking = [key for key in _SETTINGS.get(document.get("kind"), ("kind",)) if key not in document]
+    if lacking:
+        raise RunError(f"{folder}/config.json is damaged (no {', '.join(lacking)}); restore it, or train into another folder")
     if kind and document.get("kind") != kind:
         verb = {"supernet": "train", "network": "retrain"}[kind]
         raise RunError(f"{folder} holds a {document.get('kind')}, not a {kind}; pass a folder written by `autoslim {verb}`")
@@ -140,7 +184,10 @@ def space_to_json(space: Space) -> dict:
 
 def space_from_json(document: dict) -> Space:
     """Rebuild the search space of a run."""
-    return Space(**{**document, "path": None, "input_shape": tuple(document["input_shape"])})
+    try:
+        return Space(**{**document, "path": None, "input_shape": tuple(document["input_shape"])})
+    except (TypeError, KeyError) as error:
+        raise RunError(f"the search space in the run's config.json is damaged ({error}); restore it, or train again") from error
 
 
 def build_supernet(space: Space, device: torch.device | str = "cpu") -> Supernet:
@@ -176,8 +223,12 @@ def uniform_config(space: Space, net: Supernet, width: float) -> ChannelConfig:
         return with_model(net.full(), space)
     if width > space.full_width:
         raise RunError(f"width {width:g} exceeds the supernet's {space.full_width:g}; pass a smaller --width")
-    with torch.device("meta"):
-        layers = dict(space.build(width).named_modules())
+    try:
+        with torch.device("meta"):
+            model = space.build(width)
+    except ModelError:  # a factory that reads values of tensors
+        model = space.build(width)
+    layers = dict(model.named_modules())
     widths = []
     for group in net.groups:
         layer = layers[group.name.partition("#")[0]]

@@ -35,7 +35,7 @@ def search(run, targets, score, pick, out, device, as_json):
 
 
 def load_supernet(run: Path, device: str):
-    """Rebuild the trained supernet of a run folder with its images; returns (net, space, images, run settings)."""
+    """Rebuild the trained supernet of a run folder; returns (net, space, run settings)."""
     from autoslim.commands import runs
     from autoslim.training.checkpoint import load_weights
 
@@ -61,6 +61,7 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
     from autoslim.commands import runs
     from autoslim.cost.table import CostTable
     from autoslim.cost.targets import check_targets, format_amount
+    from autoslim.errors import RunError
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
     from autoslim.search.greedy import greedy_search
@@ -78,6 +79,11 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
         runs.choose_device(device),
         settings["skip_corrupt"],
     )
+    if settings.get("images", images.counts()) != images.counts():
+        raise RunError(
+            f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
+            "held-out images would not be the same; restore the data, or train again"
+        )
     out = out or run / "search"
     probe_writable(out)
     provenance = {

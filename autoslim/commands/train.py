@@ -59,6 +59,7 @@ def train_run(space, data: str, out: Path, *, seed: int, device: str = "auto", s
         seed=seed,
         classes=list(images.classes),
         skip_corrupt=skip_corrupt,
+        images=images.counts(),
     )
     train_supernet(net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(recipe), from_scratch=True)
     return net, images

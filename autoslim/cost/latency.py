@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from autoslim.slimmable.modes import eval_mode
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -38,17 +40,15 @@ def measure_latency(network: nn.Module, inputs: tuple, *, repeats: int = 50, war
         repeats, warmup: measured passes, and passes before them.
     """
     device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
     times = []
-    for index in range(warmup + repeats):
-        _wait(device)
-        started = time.perf_counter()
-        network(*inputs)
-        _wait(device)
-        if index >= warmup:
-            times.append(1000 * (time.perf_counter() - started))
-    network.train(was_training)
+    with eval_mode(network):
+        for index in range(warmup + repeats):
+            _wait(device)
+            started = time.perf_counter()
+            network(*inputs)
+            _wait(device)
+            if index >= warmup:
+                times.append(1000 * (time.perf_counter() - started))
     deciles = statistics.quantiles(times, n=10)
     where = f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return Latency(statistics.median(times), deciles[0], deciles[-1], repeats, where)

@@ -32,7 +32,7 @@ def format_amount(value: float) -> str:
     return f"{value:.4g}"
 
 
-def check_targets(targets: Iterable[float | str], full: int, narrowest: int) -> list[float]:
+def check_targets(targets: Iterable[float | str] | float | str, full: int, narrowest: int) -> list[float]:
     """Return targets as multiply-adds, largest first, all of them reachable.
 
     Args:
@@ -42,6 +42,8 @@ def check_targets(targets: Iterable[float | str], full: int, narrowest: int) -> 
     Raises:
         TargetError: there is none, or one is above the full network or below the narrowest configuration.
     """
+    if isinstance(targets, (str, int, float)):
+        targets = [targets]
     wanted = sorted({parse_amount(target, full) for target in targets}, reverse=True)
     reach = f"reachable: {format_amount(narrowest)} to {format_amount(full)} MACs"
     if not wanted:

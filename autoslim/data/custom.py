@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autoslim.data.images import ImageSet, resize_images
 from autoslim.errors import DataError
+from autoslim.spaces import is_foreign
 
 WANTED = "(train, test), each a torch Dataset of (image, int label) or a pair (uint8 [N, C, H, W], labels [N])"
 
@@ -31,6 +32,7 @@ def load_custom(spec: str, image_size: int | None) -> tuple[ImageSet, ImageSet, 
     """
     module_name, _, function_name = spec.partition(":")
     with working_directory_importable():
+        refuse_foreign(spec, module_name)
         function = importlib.import_module(module_name)
         for name in function_name.split("."):
             if not hasattr(function, name):
@@ -38,6 +40,7 @@ def load_custom(spec: str, image_size: int | None) -> tuple[ImageSet, ImageSet, 
             function = getattr(function, name)
         if not callable(function):
             raise DataError(f"{spec} is a {type(function).__name__}, not a function that returns {WANTED}")
+        refuse_foreign(spec, getattr(function, "__module__", None) or "builtins")
         parts = function()
         if not isinstance(parts, (tuple, list)) or len(parts) != 2:
             raise DataError(f"{spec} returned {describe(parts)}; it must return {WANTED}")
@@ -52,6 +55,12 @@ def load_custom(spec: str, image_size: int | None) -> tuple[ImageSet, ImageSet, 
     if names is None:
         names = range(int(train.labels.max()) + 1 if len(train) else 0)
     return train, test, [str(name) for name in names]
+
+
+def refuse_foreign(spec: str, module: str) -> None:
+    """Raise DataError for what is no data of the user's: a run folder that was sent names a function, too (os:abort)."""
+    if is_foreign(module):
+        raise DataError(f"data set {spec!r} belongs to {module}; name a function of your own that returns {WANTED}")
 
 
 @contextlib.contextmanager

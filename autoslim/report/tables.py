@@ -32,7 +32,7 @@ def align(rows: list[tuple]) -> str:
 def write_spectrum(path: str | Path, uniform: list, path_taken: list) -> None:
     """Write the supernet estimates of uniform subnets, `(macs, Score)`, and of the greedy path, as CSV."""
     with atomic_write(path) as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SPECTRUM_COLUMNS)
         for macs, score in uniform:
             writer.writerow(["uniform", macs, score.error, score.loss, score.images])

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.config import ChannelConfig
+from autoslim.channels.trace import as_inputs, to_device
 from autoslim.errors import DataError
 from autoslim.slimmable.calibrate import calibrate
+from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 from autoslim.training.steps import logits_of
 
@@ -41,20 +44,15 @@ def evaluate(network: nn.Module, batches: Iterable) -> Score:
         DataError: there is no batch.
     """
     device = next(network.parameters()).device
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     wrong = count = 0
     loss = 0.0
-    try:
+    with eval_mode(network):
         for x, target in batches:
-            x, target = x.to(device), target.to(device)
-            logits = logits_of(network(x))
+            x, target = to_device(x, device), target.to(device)
+            logits = logits_of(network(*as_inputs(x)))
             wrong += (logits.argmax(dim=1) != target).sum().item()
             loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
             count += len(target)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if not count:
         raise DataError("there are 0 images to score; pass at least one batch")
     return Score(wrong / count, loss / count, count)
@@ -75,11 +73,13 @@ class SupernetEvaluator:
         device = next(net.parameters()).device
         self.net = net
         # Kept, so that every candidate is judged on the very same images.
-        self._images = [(x.to(device), target.to(device)) for x, target in images]
-        self._calibration: list[torch.Tensor] = []
+        self._images = [(to_device(x, device), target.to(device)) for x, target in images]
+        self._calibration = []
         for batch in calibration:
-            self._calibration.append(batch[0].to(device))
-            if sum(map(len, self._calibration)) >= calibration_images:
+            # As (inputs, target), so that a list of inputs is not taken for such a pair.
+            self._calibration.append((to_device(batch[0], device), None))
+            calibration_images -= next(t.shape[0] for t in tree_leaves(batch[0]) if isinstance(t, torch.Tensor))
+            if calibration_images <= 0:
                 break
 
     def score(self, config: ChannelConfig) -> Score:

@@ -70,7 +70,7 @@ def greedy_search(
         net: the supernet.
         images: `(images, labels)` batches held out of training.
         calibration: batches of training images for the BN statistics.
-        targets: `{"macs": [60e6, 40e6]}`.
+        targets: `{"macs": [60e6, 40e6]}`, or one amount; "60%" is a part of the full network.
         score: "error" (the paper) or "loss".
         pick: "drop" (the paper: the best score) or "drop-per-mac" (the least increase per multiply-add saved).
         evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`.

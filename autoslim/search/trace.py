@@ -47,8 +47,9 @@ class SearchTrace:
     def __init__(self, path: str | Path | None = None):
         self._path = Path(path) if path else None
         self.rows: list[tuple[Candidate, bool]] = []
+        self._ragged = False
         if self._path and self._path.exists():
-            self.rows = _read(self._path)
+            self.rows, self._ragged = _read(self._path)
         self._known = {(c.step, c.group, c.width): c for c, _ in self.rows}
         # The last step may have been cut off while it was written: its candidates are known, but it is recorded anew.
         self._last = max((c.step for c, _ in self.rows), default=-1)
@@ -75,10 +76,11 @@ class SearchTrace:
         rows = [(candidate, candidate is picked) for candidate in candidates]
         self._picked[step] = picked
         kept = [row for row in self.rows if row[0].step < step]
-        if kept + rows != self.rows:
+        if kept + rows != self.rows or self._ragged:
             if self._path:
-                _append(self._path, rows) if kept == self.rows and kept else _rewrite(self._path, kept + rows)
-            self.rows = kept + rows
+                grows = kept == self.rows and kept and not self._ragged
+                _append(self._path, rows) if grows else _rewrite(self._path, kept + rows)
+            self.rows, self._ragged = kept + rows, False
 
     def path_taken(self) -> list[Candidate]:
         """Return the candidates that were picked, from the full network down."""
@@ -105,11 +107,12 @@ def repr_cell(value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _read(path: Path) -> list[tuple[Candidate, bool]]:
-    text = path.read_text(encoding="utf-8")
+def _read(path: Path) -> tuple[list[tuple[Candidate, bool]], bool]:
+    """Return the rows of a trace, and whether it ends within a line."""
+    text = path.read_text(encoding="utf-8", errors="replace")
     whole, newline, unfinished = text.rpartition("\n")
     if not newline and ",".join(COLUMNS).startswith(text):
-        return []  # cut off within its first line
+        return [], True  # cut off within its first line
     reader = csv.reader(whole.splitlines())
     if next(reader, None) != COLUMNS:
         raise RunError(f"{path} is not a search trace (columns {','.join(COLUMNS)}); move it away or search into another folder")
@@ -121,9 +124,7 @@ def _read(path: Path) -> list[tuple[Candidate, bool]]:
             rows.append((Candidate(*values), cells[-1] == "1"))
     except (ValueError, IndexError) as error:
         raise RunError(f"{path} line {reader.line_num} is damaged ({error}); cut the file before that line") from error
-    if unfinished:
-        _rewrite(path, rows)
-    return rows
+    return rows, bool(unfinished)
 
 
 def _line(row: tuple[Candidate, bool]) -> str:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from autoslim.channels.trace import as_inputs, to_device
 from autoslim.errors import DataError
+from autoslim.slimmable.modes import eval_mode
 
 
 class _Moments:
@@ -57,23 +59,20 @@ def calibrate(network: nn.Module, batches: Iterable) -> nn.Module:
         moments.setdefault(layer, _Moments()).add(x.numel() // x.shape[1], mean, var)
         _store(layer, mean, var)
 
-    modes = {module: module.training for module in network.modules()}
     hooks = [layer.register_forward_pre_hook(measure) for layer in batch_norms(network)]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    network.eval()
     seen = 0
     try:
-        for batch in batches:
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            network(*(i.to(device) for i in x)) if isinstance(x, (tuple, list)) else network(x.to(device))
-            seen += 1
+        with eval_mode(network):
+            for batch in batches:
+                x = batch[0] if isinstance(batch, (tuple, list)) else batch
+                network(*as_inputs(to_device(x, device)))
+                seen += 1
         for layer, moment in moments.items():
             _store(layer, moment.mean, moment.squares / moment.count)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     if seen == 0:
         raise DataError("BN calibration got 0 batches; pass at least one batch of training images")
     return network

@@ -23,7 +23,7 @@ class ActiveAxis:
 
     def __init__(self, runs: tuple[Run, ...], widths: list[Width]):
         self._runs = [(run, widths[run.group] if run.group is not None else None) for run in runs]
-        self._cache: tuple[tuple[int, ...], Tensor | None] = ((), None)
+        self._cache: dict[tuple, Tensor] = {}
         self.full = sum(run.size for run in runs)
 
     def parts(self) -> list[int]:
@@ -38,7 +38,7 @@ class ActiveAxis:
         """Return the first of `blocks` equal blocks of this axis (one group of a grouped convolution)."""
         block = object.__new__(ActiveAxis)
         block._runs = self._runs[: len(self._runs) // blocks]
-        block._cache = ((), None)
+        block._cache = {}
         block.full = self.full // blocks
         return block
 
@@ -61,8 +61,10 @@ class ActiveAxis:
             tensor[self._index(parts, tensor.device)] = values.to(tensor)
 
     def _index(self, parts: list[int], device: torch.device) -> Tensor:
-        key = tuple(parts)
-        if self._cache[0] != key or self._cache[1].device != device:
+        key = (*parts, device)
+        if key not in self._cache:
+            if len(self._cache) >= 64:
+                self._cache.clear()
             starts, start = [], 0
             for run, _ in self._runs:
                 starts.append(start)
@@ -70,8 +72,8 @@ class ActiveAxis:
             # An index made while evaluating must serve training too.
             with torch.inference_mode(False):
                 index = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, parts)])
-                self._cache = (key, index.to(device))
-        return self._cache[1]
+                self._cache[key] = index.to(device)
+        return self._cache[key]
 
 
 def _take(axis: ActiveAxis | None, tensor: Tensor | None, dim: int = 0) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import share_copy
@@ -30,7 +31,7 @@ def materialize(model: nn.Module, config: ChannelConfig | None = None, *, exampl
     elif config is None:
         raise ConfigError(f"a plain {type(model).__name__} needs a configuration; pass ChannelConfig.load(path)")
     else:
-        net = Supernet(model, example_input(config) if example is None else example, divisor=config.divisor)
+        net = Supernet(model, _example_for(model, config) if example is None else example, divisor=config.divisor)
         config.check(net.groups)
     if config is None:
         return _plain_copy(net.model)
@@ -42,9 +43,21 @@ def example_input(config: ChannelConfig):
     """Return a zero input (a tuple for several inputs) of the shape that a configuration was made for."""
     if not config.input_shape:
         raise ConfigError("the configuration names no input_shape; set it, or pass a Supernet instead of a plain model")
-    if isinstance(config.input_shape[0], int):
-        return torch.zeros(1, *config.input_shape)
-    return tuple(torch.zeros(1, *shape) for shape in config.input_shape)
+    return _zeros(config.input_shape)
+
+
+def _zeros(shape):
+    if isinstance(shape, dict):
+        return {name: _zeros(part) for name, part in shape.items()}
+    if isinstance(shape[0], int):
+        return torch.zeros(1, *shape)
+    return tuple(_zeros(part) for part in shape)
+
+
+def _example_for(model: nn.Module, config: ChannelConfig):
+    """Return the example input at the precision of the model's weights."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return tree_map(lambda t: t.to(dtype), example_input(config))
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

@@ -53,6 +53,15 @@ class Supernet(nn.Module):
         self._by_name = {width.name: width for width in self.widths}
         self.model = share_copy(model)
         self._swap(average_inputs)
+        self._source = (model,)  # in a tuple: no submodule
+
+    def _apply(self, fn, recurse: bool = True):
+        # `.to` and `.cuda` put new buffers into modules; the model that shares them must not stay behind.
+        super()._apply(fn, recurse)
+        for ours, theirs in zip(self.model.modules(), self._source[0].modules(), strict=True):
+            theirs._parameters.update(ours._parameters)
+            theirs._buffers.update(ours._buffers)
+        return self
 
     def _swap(self, average: bool) -> None:
         for name, module in self.model.named_modules():

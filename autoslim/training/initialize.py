@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import is_parametrized
 
 
 @torch.no_grad()
@@ -13,21 +14,27 @@ def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
     other kinds draw their weights by their own `reset_parameters`; parameters of no layer stay as they are. The global
     random state is left alone.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices={p.device for p in network.parameters() if p.device.type == "cuda"}):
         torch.manual_seed(seed)
         for module in network.modules():
             if isinstance(module, nn.modules.conv._ConvNd):
                 fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
-                _normal(module.weight, (2 / fan_out) ** 0.5)
+                _normal(module, (2 / fan_out) ** 0.5)
             elif isinstance(module, nn.Linear):
-                _normal(module.weight, 0.01)
+                _normal(module, 0.01)
             elif isinstance(module, _NormBase) or hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+            elif isinstance(module, nn.MultiheadAttention):
+                module._reset_parameters()
             if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     return network
 
 
-def _normal(weight: torch.Tensor, std: float) -> None:
+def _normal(layer: nn.Module, std: float) -> None:
     # Drawn on the CPU, so that one seed means the same weights on every device.
-    weight.copy_(torch.randn(weight.shape) * std)
+    drawn = torch.randn(layer.weight.shape) * std
+    if is_parametrized(layer, "weight"):
+        layer.weight = drawn.to(layer.weight)  # a copy into what weight_norm computed would be lost
+    else:
+        layer.weight.copy_(drawn)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from autoslim.channels.trace import to_device
 from autoslim.errors import DataError, RunError
 from autoslim.files import atomic_write
 from autoslim.slimmable.supernet import Supernet
@@ -140,8 +141,9 @@ def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(epoch)
-    per_epoch = len(batches) if hasattr(batches, "__len__") else None
-    if per_epoch is None:
+    try:
+        per_epoch = len(batches)
+    except TypeError:  # a generator, or a DataLoader over an IterableDataset
         batches = list(batches)
         per_epoch = len(batches)
     sums: dict[str, float] = {}
@@ -150,7 +152,7 @@ def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: 
         lr = recipe.lr_at(epoch * per_epoch + index, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        x, target = to_device(x, device), target.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         measured = step(x, target, generator=generator)
         if recipe.clip_norm:
@@ -186,6 +188,6 @@ def _resume(path: Path, network, optimizer, recipe: Recipe, seed: int, kind: str
 
 def _write_metrics(path: Path, rows: list[dict]) -> None:
     with atomic_write(path) as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoslim.channels.trace import as_inputs
 from autoslim.errors import ModelError
 from autoslim.slimmable.supernet import Supernet
 
@@ -21,7 +22,7 @@ def logits_of(output) -> Tensor:
 
 
 def sandwich_step(
-    net: Supernet, x: Tensor, target: Tensor, *, random_widths: int, label_smoothing: float, generator: torch.Generator
+    net: Supernet, x, target: Tensor, *, random_widths: int, label_smoothing: float, generator: torch.Generator
 ) -> dict[str, float]:
     """Accumulate the gradients of one batch over the widest, the narrowest and random configurations.
 
@@ -29,7 +30,7 @@ def sandwich_step(
     its softmax, detached. The loss is the plain sum; the caller makes one optimizer step.
 
     Args:
-        x: images `[N, C, H, W]`.
+        x: images `[N, C, H, W]`, or a tuple or list of inputs.
         target: labels `[N]`.
         random_widths: configurations besides the two ends, each group drawn on its own.
 
@@ -37,7 +38,8 @@ def sandwich_step(
         loss of the widest and of the narrowest, and the part of the batch that the widest gets right.
     """
     net.set(net.full())
-    logits = logits_of(net(x))
+    inputs = as_inputs(x)
+    logits = logits_of(net(*inputs))
     widest = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     widest.backward()
     logits = logits.detach()
@@ -45,7 +47,7 @@ def sandwich_step(
     losses = []
     for config in (net.narrowest(), *(net.random(generator) for _ in range(random_widths))):
         net.set(config)
-        loss = F.cross_entropy(logits_of(net(x)), soft)
+        loss = F.cross_entropy(logits_of(net(*inputs)), soft)
         loss.backward()
         losses.append(loss.item())
     net.set(net.full())
@@ -53,9 +55,9 @@ def sandwich_step(
     return {"loss": widest.item(), "narrowest_loss": losses[0], "accuracy": right}
 
 
-def plain_step(network: nn.Module, x: Tensor, target: Tensor, *, label_smoothing: float) -> dict[str, float]:
+def plain_step(network: nn.Module, x, target: Tensor, *, label_smoothing: float) -> dict[str, float]:
     """Accumulate the gradients of one batch for a single network."""
-    logits = logits_of(network(x))
+    logits = logits_of(network(*as_inputs(x)))
     loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     loss.backward()
     return {"loss": loss.item(), "accuracy": (logits.argmax(dim=1) == target).float().mean().item()}
