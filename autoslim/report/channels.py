@@ -105,7 +105,9 @@ def _path_figure(steps, groups, *, macs=None, marks=()) -> Figure:
         scale, letter = style.macs_unit(macs)
         top = axes.secondary_xaxis("top")
         chosen = sorted({round(i * (len(steps) - 1) / 6) for i in range(7)})
-        top.set_xticks(chosen, [f"{macs[i] / scale:.3g}" for i in chosen], fontsize=style.NORMAL)
+        amounts = [macs[i] / scale for i in chosen]
+        labels = [f"{amount:.0f}" if amount >= 100 else f"{amount:.3g}" for amount in amounts]
+        top.set_xticks(chosen, labels, fontsize=style.NORMAL)
         top.set_xlabel(f"multiply-adds ({letter})", fontsize=style.NORMAL)
     bar = figure.colorbar(picture, ax=axes, pad=0.02)
     bar.set_label("width / full width", fontsize=style.NORMAL)
