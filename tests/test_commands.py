@@ -212,6 +212,16 @@ def test_a_network_that_cannot_be_traced_is_one_line(tmp_path, monkeypatch, caps
     assert "nets.py:7" in line and "submodule" in line
 
 
+def test_the_number_of_held_out_images_can_be_chosen(tmp_path, capsys):
+    command = ("train", "digits_cnn", "--data", "digits", "--epochs", 1)
+    assert "--held-out 0.1" in refused(capsys, *command, "--out", tmp_path / "x", "--held-out", 5000)
+    assert "'many' is no number" in refused(capsys, *command, "--out", tmp_path / "x", "--held-out", "many", code=2)
+    assert not (tmp_path / "x").exists()
+    assert run(*command, "--out", tmp_path / "run", "--held-out", 100) == 0
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["images"]["search"] == settings["space"]["search"]["held_out"] == 100
+
+
 def test_the_wrong_images_are_refused(tmp_path, capsys):
     line = refused(capsys, "train", "resnet20_cifar", "--data", "digits", "--out", tmp_path / "x")
     assert "1 channels, the network takes 3" in line

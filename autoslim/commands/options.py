@@ -19,6 +19,23 @@ batch_size_option = click.option("--batch-size", type=click.IntRange(1), help="I
 lr_option = click.option("--lr", type=float, help="Peak learning rate, in place of the space's.")
 
 
+def _parse_held_out(ctx, param, value: str | None) -> int | float | None:
+    if value is None:
+        return None
+    try:
+        return int(value) if value.isdigit() else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no number; write 0.1 for a tenth, or 5000 for that many images") from None
+
+
+held_out_option = click.option(
+    "--held-out",
+    metavar="N",
+    callback=_parse_held_out,
+    help="Training images kept for the search, in place of the space's: a part (0.1) or a number (5000).",
+)
+
+
 def shape_option(function):
     """Add --input-shape, for networks that are given as pkg.module:factory."""
     return click.option(

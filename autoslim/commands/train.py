@@ -15,11 +15,12 @@ from autoslim.spaces import load_space
 @options.epochs_option
 @options.batch_size_option
 @options.lr_option
+@options.held_out_option
 @options.seed_option
 @options.device_option
 @options.skip_corrupt_option
 @options.shape_option
-def train(space, data, out, epochs, batch_size, lr, seed, device, skip_corrupt, input_shape):
+def train(space, data, out, epochs, batch_size, lr, held_out, seed, device, skip_corrupt, input_shape):
     """Train the supernet of SPACE (a name, a TOML file or pkg.module:factory) with the sandwich rule."""
     train_run(
         load_space(space, input_shape=input_shape),
@@ -28,6 +29,7 @@ def train(space, data, out, epochs, batch_size, lr, seed, device, skip_corrupt, 
         seed=seed,
         device=device,
         skip_corrupt=skip_corrupt,
+        held_out=held_out,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
@@ -35,7 +37,9 @@ def train(space, data, out, epochs, batch_size, lr, seed, device, skip_corrupt, 
     click.echo(f"supernet: {out}\nnext: autoslim search {out} --flops-target 60%", err=True)
 
 
-def train_run(space, data: str, out: Path, *, seed: int, device: str = "auto", skip_corrupt: bool = False, **overrides):
+def train_run(
+    space, data: str, out: Path, *, seed: int, device: str = "auto", skip_corrupt: bool = False, held_out=None, **overrides
+):
     """Train a supernet in a run folder; returns the supernet and the images."""
     from dataclasses import replace
 
@@ -46,8 +50,9 @@ def train_run(space, data: str, out: Path, *, seed: int, device: str = "auto", s
 
     place = runs.choose_device(device)
     recipe = runs.override(space.train, **overrides)
-    images = runs.load_images(data, space.input_shape, space.search["held_out"], seed, place, skip_corrupt)
-    space = replace(space.with_classes(len(images.classes)), train=recipe)
+    search = {**space.search, "held_out": space.search["held_out"] if held_out is None else held_out}
+    images = runs.load_images(data, space.input_shape, search["held_out"], seed, place, skip_corrupt)
+    space = replace(space.with_classes(len(images.classes)), train=recipe, search=search)
     net = runs.build_supernet(space, place)
     batches = images.training(images.train, recipe, seed)
     probe_writable(out)

@@ -37,7 +37,7 @@ def split(images: ImageSet, held_out: float, seed: int) -> tuple[ImageSet, Image
         amount = f"{held_out}" if whole else f"{held_out} of {len(images)}"
         raise DataError(
             f"cannot hold out {amount} images: of {len(images)}, between 1 and {most} can be held out "
-            "so that every class keeps one"
+            "so that every class keeps one; pass such a number, or a fraction (--held-out 0.1)"
         )
     shares = class_shares(counts, wanted)
     generator = torch.Generator().manual_seed(seed)
