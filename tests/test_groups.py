@@ -62,12 +62,12 @@ def test_a_model_with_nothing_to_slim_is_refused():
         autoslim.Supernet(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(1, 3, 2, 2))
 
 
-def test_the_older_weight_norm_is_frozen():
+def test_the_older_weight_norm_is_slimmed():
     with pytest.warns(FutureWarning):
         normed = torch.nn.utils.weight_norm(nn.Conv2d(16, 12, 3))
     model = nn.Sequential(nn.Conv2d(3, 16, 3), normed, nn.Conv2d(12, 8, 1), nn.Flatten(), nn.Linear(8 * 16, 5))
     found = autoslim.find_groups(model, torch.randn(1, 3, 8, 8))
-    assert [g.name for g in found.groups] == ["2"]
+    assert [(g.name, g.members) for g in found.groups] == [("0", ("0",)), ("1", ("1",)), ("2", ("2",))]
 
 
 @pytest.mark.parametrize("example", [torch.tensor(1.0), (), "an image"])

@@ -162,10 +162,10 @@ def test_gradients_reach_exactly_the_active_outputs(model):
     sum(out.square().sum() for out in tree_leaves(call(net, model.inputs(4, generator)))).backward()
     trained = 0
     for member, mask in layer_masks(model, config.widths):
-        layer = model.get_submodule(member)
-        if layer.weight is None or layer.weight.grad is None or layer.weight.grad.shape[0] != len(mask):
+        weight = dict(model.named_parameters()).get(f"{member}.weight")
+        if weight is None or weight.grad is None or weight.shape[0] != len(mask):
             continue
-        reached = layer.weight.grad.flatten(1).abs().sum(1) if layer.weight.grad.dim() > 1 else layer.weight.grad.abs()
+        reached = weight.grad.flatten(1).abs().sum(1) if weight.dim() > 1 else weight.grad.abs()
         assert not reached[mask == 0].any()
         trained += reached[mask == 1].count_nonzero()
     assert trained

@@ -235,7 +235,7 @@ class Chunk(Tricky):
 
 class Split(Tricky):
     groups = {"stem": (12, 1, ("stem",))}
-    frozen = {"sizes": "pieces of different sizes", **OUTPUT}
+    frozen = {"sizes#0": "sizes are written out", "sizes#1": "sizes are written out", **OUTPUT}
 
     def __init__(self):
         super().__init__()
@@ -474,8 +474,8 @@ class ThreeDimensions(Tricky):
 
 
 class Parametrized(Tricky):
-    groups = {"last": (8, 1, ("last",))}
-    frozen = {"before": "no rule", **OUTPUT}
+    groups = {"before": (16, 1, ("before",)), "normed": (12, 1, ("normed",)), "last": (8, 1, ("last",))}
+    masked = False  # a weight is normalised over the inputs that are there
 
     def __init__(self):
         super().__init__()
@@ -502,8 +502,7 @@ class BareNorms(Tricky):
 
 class Constant(Tricky):
     masked = False  # a constant is added to what was zero
-    groups = {"first": (12, 1, ("first",))}
-    frozen = {"before": "fixed width", **OUTPUT}
+    groups = {"first": (12, 1, ("first",)), "before": (16, 1, ("before", "shift"))}
 
     def __init__(self):
         super().__init__()
@@ -576,8 +575,13 @@ class StandardizedConv(nn.Conv2d):
 
 
 class OwnConv(Tricky):
-    groups = {"first": (12, 1, ("first",)), "last": (8, 1, ("last",))}
-    frozen = {"before": "no rule", **OUTPUT}
+    groups = {
+        "first": (12, 1, ("first",)),
+        "before": (8, 1, ("before",)),
+        "own": (8, 1, ("own",)),
+        "last": (8, 1, ("last",)),
+    }
+    masked = False  # a weight is centred over the inputs that are there
 
     def __init__(self):
         super().__init__()
@@ -593,8 +597,12 @@ class OwnConv(Tricky):
 
 
 class Transposed(Tricky):
-    groups = {"first": (12, 1, ("first",)), "last": (8, 1, ("last",))}
-    frozen = {"before": "ConvTranspose2d up: no rule", **OUTPUT}
+    groups = {
+        "first": (12, 1, ("first",)),
+        "before": (16, 1, ("before",)),
+        "up": (12, 1, ("up",)),
+        "last": (8, 1, ("last",)),
+    }
 
     def __init__(self):
         super().__init__()
@@ -606,8 +614,8 @@ class Transposed(Tricky):
 
 
 class WeightRead(Tricky):
-    groups = {"first": (12, 1, ("first",))}
-    frozen = {"stem": "weight", "hidden": "weight", **OUTPUT}
+    groups = {"first": (12, 1, ("first",)), "stem": (8, 1, ("stem",)), "hidden": (16, 1, ("hidden",))}
+    masked = False  # a mean of the weights that are there
 
     def __init__(self):
         super().__init__()

@@ -10,7 +10,8 @@ class ChannelGroup:
     Attributes:
         name: the first layer that produces these channels (with `#k` where a layer's output falls into several groups).
         full: channels of that layer at full width.
-        unit: the width is a multiple of this: the number of equal parts that each keep their leading channels.
+        unit: the width is a multiple of this: the number of equal parts that each keep their leading channels, times what
+            the channels of a part must be divisible by (group norm).
         members: the layers whose output, or whose normalised input, has this width, in the order of the graph.
         frozen: why the width cannot change; empty when it can.
     """
@@ -24,7 +25,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Run:
-    """Channels of a layer's axis that one group decides: the leading `share * width` of `size` elements are active.
+    """Elements of an axis that one group decides: the leading `share * width` of `size` elements are active.
 
     Attributes:
         group: index of the group, or None where the width never changes.
@@ -41,26 +42,25 @@ class Run:
         return self.size if self.group is None else widths[self.group] * self.share[0] // self.share[1]
 
 
-@dataclass(frozen=True)
-class LayerChannels:
-    """The channel axes of a conv, linear or batch norm layer; None where an axis never changes."""
-
-    name: str
-    inputs: tuple[Run, ...] | None
-    outputs: tuple[Run, ...] | None
+# One axis: its runs in order; None where it never changes.
+Runs = tuple[Run, ...] | None
 
 
 @dataclass(frozen=True)
 class LayerCall:
     """One use of a conv or linear layer in the inference graph.
 
+    Its multiply-adds for one example are `factor` times the active elements of every axis in `axes`.
+
     Attributes:
         layer: name of the layer.
-        positions: output elements of one example, divided by the output channels.
+        factor: product of the sizes that never change.
+        axes: the axes of its weight, and of the positions where it is applied, that can change.
     """
 
     layer: str
-    positions: int
+    factor: int
+    axes: tuple[tuple[Run, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,18 @@ class ChannelMap:
     Attributes:
         groups: the groups that can change width.
         frozen: the groups that cannot, each with its reasons.
-        layers: the layers with an axis that can change, by name.
+        tensors: the axes of every parameter and buffer that has one that can change, by the tensor's first name.
+        sizes: numbers that modules keep and that must follow: (module, attribute) to the axis whose size it is, or to a
+            tuple of axes (or plain numbers) for an attribute that is a row of sizes.
         calls: uses of conv and linear layers in the inference graph.
-        fixed_macs: multiply-adds of conv and linear layers inside parts that could not be traced.
+        fixed_macs: multiply-adds of conv and linear layers whose width never changes and that no call names.
         opaque: modules that could not be traced, with the reason.
     """
 
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[ChannelGroup, ...]
-    layers: dict[str, LayerChannels]
+    tensors: dict[str, tuple[Runs, ...]]
+    sizes: dict[tuple[str, str], tuple]
     calls: tuple[LayerCall, ...]
     fixed_macs: int
     opaque: dict[str, str]

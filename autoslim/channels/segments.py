@@ -1,9 +1,11 @@
 """The channel axis of a tensor as a row of segments, and which segments must have one width (union-find)."""
 
 from dataclasses import dataclass
-from math import prod
+from math import gcd, lcm, prod
 
 FIXED = None
+# A weight's axis ("features.0.weight", 0) and which part of it.
+Source = tuple[tuple[str, int], int]
 
 
 @dataclass(frozen=True)
@@ -11,12 +13,12 @@ class Segment:
     """A run of channels that keeps its leading part when it is slimmed.
 
     Attributes:
-        source: (producer, part): the producing layer and which part of its output this is; `FIXED` never changes width.
+        source: the axis of a parameter that these channels come from, and the part of it; `FIXED` never changes width.
         full: channels of the source part at full width.
         inner: consecutive elements of the axis that stand for one channel (49 after flattening a 7x7 map).
     """
 
-    source: tuple[str, int] | None
+    source: Source | None
     full: int
     inner: int = 1
 
@@ -41,58 +43,117 @@ def axis_size(axis: tuple[Segment, ...]) -> int:
     return sum(segment.size for segment in axis)
 
 
-class NeedCut(Exception):
-    """A producer's output must be treated as several parts: the analysis starts again with these cuts (channel offsets)."""
+class Refine(Exception):
+    """A parameter's axis must be seen as finer parts, or as channels of several elements: the analysis starts again.
 
-    def __init__(self, producer: str, offsets: set[int]):
-        super().__init__(producer)
-        self.producer = producer
-        self.offsets = offsets
+    Attributes:
+        axis: the axis of a parameter.
+        cuts: offsets, in elements, at which a new part begins.
+        inner: elements that stand for one channel.
+    """
+
+    def __init__(self, axis: tuple[str, int], cuts: set[int] = frozenset(), inner: int = 1):
+        super().__init__(axis)
+        self.axis = axis
+        self.cuts = set(cuts)
+        self.inner = inner
 
 
 class Mismatch(Exception):
     """Two axes cannot be lined up segment by segment."""
 
 
+class Refinements:
+    """What is known so far of how the parameters' axes fall into parts and channels."""
+
+    def __init__(self):
+        self.cuts: dict[tuple[str, int], set[int]] = {}
+        self.inner: dict[tuple[str, int], int] = {}
+
+    def add(self, wanted: Refine) -> bool:
+        """Take up one request; return whether it says anything new."""
+        cuts, inner = self.cuts.setdefault(wanted.axis, set()), self.inner.get(wanted.axis, 1)
+        new = not (wanted.cuts <= cuts and inner % wanted.inner == 0)
+        cuts.update(wanted.cuts)
+        self.inner[wanted.axis] = lcm(inner, wanted.inner)
+        return new
+
+
 class Ties:
-    """Which source parts share one width, and which of those are frozen, with the reasons."""
+    """Which source parts share one width, which of those a layer produces, and which are frozen, with the reasons."""
 
-    def __init__(self, cuts: dict[str, set[int]]):
-        self._cuts = cuts
-        self._parent: dict[tuple[str, int], tuple[str, int]] = {}
-        self._starts: dict[tuple[str, int], int] = {}
-        self._reasons: dict[tuple[str, int], list[str]] = {}
+    def __init__(self, refinements: Refinements):
+        self._refinements = refinements
+        self._parent: dict[Source, Source] = {}
+        self._starts: dict[Source, int] = {}
+        self._full: dict[Source, int] = {}
+        self._inner: dict[tuple[str, int], int] = {}
+        self._reasons: dict[Source, list[str]] = {}
+        self._multiples: dict[Source, int] = {}
+        self.producers: dict[Source, str] = {}
 
-    def produce(self, producer: str, channels: int) -> tuple[Segment, ...]:
-        """Return the output axis of a layer: one segment a part, in the order of its channels."""
-        bounds = [0, *sorted(self._cuts.get(producer, ())), channels]
-        axis = []
+    def variable(self, axis: tuple[str, int], size: int) -> tuple[Segment, ...]:
+        """Return the axis of a parameter: one segment a part, in the order of its elements."""
+        cuts, inner = self._refinements.cuts.get(axis, ()), self._refinements.inner.get(axis, 1)
+        if size % inner or any(cut % inner for cut in cuts):
+            inner = 1  # no whole channels: whoever asked for them meets a mismatch
+        self._inner[axis] = inner
+        bounds = [0, *sorted(cuts), size]
+        row = []
         for part, (start, end) in enumerate(zip(bounds, bounds[1:])):
-            source = (producer, part)
+            source = (axis, part)
             self._parent.setdefault(source, source)
             self._starts[source] = start
-            axis.append(Segment(source, end - start))
-        return tuple(axis)
+            self._full[source] = (end - start) // inner
+            row.append(Segment(source, (end - start) // inner, inner))
+        return tuple(row)
 
-    def root(self, source: tuple[str, int]) -> tuple[str, int]:
+    def root(self, source: Source) -> Source:
         """Return the representative of the source parts that share a width with `source`."""
         while self._parent[source] != source:
             self._parent[source] = self._parent[self._parent[source]]
             source = self._parent[source]
         return source
 
-    def classes(self) -> dict[tuple[str, int], list[tuple[str, int]]]:
-        """Return the source parts of each shared width, in the order in which they were produced."""
-        classes: dict[tuple[str, int], list[tuple[str, int]]] = {}
-        for source in self._parent:
+    def classes(self) -> dict[Source, list[Source]]:
+        """Return the source parts of each shared width that a layer produces, in the order in which they were produced."""
+        classes: dict[Source, list[Source]] = {}
+        for source in self.producers:
             classes.setdefault(self.root(source), []).append(source)
         return classes
 
-    def reasons(self, source: tuple[str, int]) -> list[str]:
-        """Return why the width of `source` is frozen; empty if it is free."""
-        root = self.root(source)
-        found = [why for other, whys in self._reasons.items() if self.root(other) == root for why in whys]
-        return list(dict.fromkeys(found))
+    def reasons(self) -> dict[Source, list[str]]:
+        """Return why the widths that are frozen are, by their representatives."""
+        found: dict[Source, dict[str, None]] = {}
+        for source, whys in self._reasons.items():
+            found.setdefault(self.root(source), {}).update(dict.fromkeys(whys))
+        return {root: list(whys) for root, whys in found.items()}
+
+    def multiples(self) -> dict[Source, int]:
+        """Return what the channels of a part must be a multiple of, by their representatives, where that is not 1."""
+        found: dict[Source, int] = {}
+        for source, multiple in self._multiples.items():
+            root = self.root(source)
+            found[root] = lcm(found.get(root, 1), multiple)
+        return found
+
+    def full_of(self, source: Source) -> int:
+        """Return the channels of a part at full width."""
+        return self._full[source]
+
+    def parts_of(self, axis: tuple[str, int]) -> int:
+        """Return into how many parts the axis of a parameter falls."""
+        return len(self._refinements.cuts.get(axis, ())) + 1
+
+    def inner_of(self, axis: tuple[str, int]) -> int:
+        """Return how many elements of a parameter's axis stand for one channel."""
+        return self._inner.get(axis, 1)
+
+    def produce(self, axis: Axis, layer: str) -> None:
+        """Record that a layer's output has these channels: they are worth slimming."""
+        for segment in axis or ():
+            if segment.source is not FIXED:
+                self.producers.setdefault(segment.source, layer)
 
     def freeze(self, axis: Axis, why: str) -> None:
         """Keep every segment of an axis at full width."""
@@ -100,14 +161,34 @@ class Ties:
             if segment.source is not FIXED:
                 self._reasons.setdefault(segment.source, []).append(why)
 
+    def unfreeze(self, source: Source) -> None:
+        """Forget why a shared width was frozen."""
+        root = self.root(source)
+        for other in [s for s in self._reasons if self.root(s) == root]:
+            del self._reasons[other]
+
+    def keep_multiple(self, axis: Axis, count: int, why: str) -> None:
+        """Keep the elements of an axis divisible by `count`, segment by segment; freeze what cannot be."""
+        if axis is None:
+            return
+        if any(segment.size % count for segment in axis):
+            self.freeze(axis, why)
+            return
+        for segment in axis:
+            if segment.source is not FIXED:
+                wanted = count // gcd(count, segment.inner)
+                self._multiples[segment.source] = lcm(self._multiples.get(segment.source, 1), wanted)
+
     def tie(self, a: Axis, b: Axis, why: str) -> None:
         """Give two axes one width, segment by segment; what meets a fixed axis is frozen for the reason `why`.
 
         Raises:
-            NeedCut: a segment of one meets several of the other.
+            Refine: a segment of one meets several of the other.
         """
         if a is None or b is None:
             self.freeze(a or b, why)
+            return
+        if a == b:
             return
         try:
             for left, right in self._pairs(a, b):
@@ -115,6 +196,24 @@ class Ties:
         except Mismatch:
             self.freeze(a, why)
             self.freeze(b, why)
+
+    def tie_sizes(self, a: tuple[Segment, ...], b: tuple[Segment, ...]) -> None:
+        """Let two axes have one size, if they can be lined up; where they cannot, a check at other widths finds it out."""
+        if self._terms(a) != self._terms(b):
+            try:
+                for left, right in self._pairs(a, b):
+                    if left.source is not FIXED and right.source is not FIXED:
+                        self._tie_segment(left, right, "")
+            except Mismatch:
+                return
+
+    def _terms(self, axis: tuple[Segment, ...]) -> dict:
+        """Return how the size of an axis is made up of shared widths."""
+        terms: dict = {}
+        for segment in axis:
+            root, size = (FIXED, segment.size) if segment.source is FIXED else (self.root(segment.source), segment.inner)
+            terms[root] = terms.get(root, 0) + size
+        return terms
 
     def _tie_segment(self, a: Segment, b: Segment, why: str) -> None:
         if a.source is FIXED or b.source is FIXED:
@@ -126,29 +225,34 @@ class Ties:
         """Split an axis into `count` blocks of one size, alike in their segments, and tie them.
 
         Raises:
-            NeedCut: a segment reaches over the end of a block.
+            Refine: a segment reaches over the end of a block; all cuts of a single segment are asked for at once.
             Mismatch: the blocks cannot be made alike.
         """
         if axis_size(axis) % count:
             raise Mismatch
-        if len(axis) == 1 and axis[0].inner % count == 0:
+        only = axis[0]
+        if len(axis) == 1 and only.inner % count == 0:
             # Interleaved channels (a shuffle): every block takes its share of each channel's run.
-            return [(Segment(axis[0].source, axis[0].full, axis[0].inner // count),)] * count
-        blocks = self.split(axis, [axis_size(axis) // count] * count)
+            return [(Segment(only.source, only.full, only.inner // count),)] * count
+        block = axis_size(axis) // count
+        if len(axis) == 1 and only.source is not FIXED and count > 1 and block % only.inner == 0:
+            raise self._refine_at(only, {block * i for i in range(1, count)})
+        blocks = self.split(axis, [block] * count)
         if all(segment.source is FIXED for segment in axis):
             return blocks
-        for block in blocks[1:]:
-            if any(s.source is FIXED for s in (*block, *blocks[0])):
+        for other in blocks[1:]:
+            if any((a.source is FIXED) != (b.source is FIXED) for a, b in self._pairs(blocks[0], other)):
                 raise Mismatch
-            for left, right in self._pairs(blocks[0], block):
-                self._tie_segment(left, right, "")
+            for left, right in self._pairs(blocks[0], other):
+                if left.source is not FIXED:
+                    self._tie_segment(left, right, "")
         return blocks
 
     def split(self, axis: tuple[Segment, ...], sizes: list[int]) -> list[tuple[Segment, ...]]:
         """Cut an axis into consecutive pieces of the given sizes (elements at full width).
 
         Raises:
-            NeedCut: a boundary falls inside a segment.
+            Refine: a boundary falls inside a segment.
             Mismatch: a boundary falls inside one channel's run of elements.
         """
         pieces, rest = [], list(axis)
@@ -164,44 +268,58 @@ class Ties:
             pieces.append(tuple(piece))
         return pieces
 
+    def as_channels(self, axis: tuple[Segment, ...], inner: int) -> tuple[Segment, ...]:
+        """Return the axis with `inner` elements of it taken as one.
+
+        Raises:
+            Refine: channels of that many elements are needed.
+            Mismatch: a segment does not hold whole ones.
+        """
+        for segment in axis:
+            if segment.size % inner:
+                raise Mismatch
+            if segment.inner % inner and segment.source is not FIXED:
+                raise Refine(segment.source[0], inner=inner // gcd(inner, segment.inner) * self.inner_of(segment.source[0]))
+        return tuple(fixed(s.size // inner) if s.source is FIXED else Segment(s.source, s.full, s.inner // inner) for s in axis)
+
     def _cut(self, segment: Segment, offset: int) -> tuple[Segment, Segment]:
+        if segment.source is FIXED:
+            return fixed(offset), fixed(segment.size - offset)
         if offset % segment.inner:
             raise Mismatch
-        if segment.source is FIXED:
-            channels = offset // segment.inner
-            return Segment(FIXED, channels, segment.inner), Segment(FIXED, segment.full - channels, segment.inner)
-        raise self.need_cut(segment, {offset // segment.inner})
+        raise self._refine_at(segment, {offset})
 
-    def need_cut(self, segment: Segment, offsets: set[int]) -> NeedCut:
-        """Return the exception that asks for cuts at channel offsets inside a segment."""
+    def _refine_at(self, segment: Segment, offsets: set[int]) -> Refine:
+        """Ask for cuts of a segment's source at offsets in elements of the axis that the segment lies on."""
+        inner = self.inner_of(segment.source[0])
         start = self._starts[segment.source]
-        return NeedCut(segment.source[0], {start + offset for offset in offsets})
+        return Refine(segment.source[0], {start + offset // segment.inner * inner for offset in offsets})
 
-    def _pairs(self, a: tuple[Segment, ...], b: tuple[Segment, ...]):
+    def _pairs(self, a: tuple[Segment, ...], b: tuple[Segment, ...]) -> list[tuple[Segment, Segment]]:
         """Pair the segments of two axes of one size; a longer segment is cut to the length of its partner."""
         if axis_size(a) != axis_size(b):
             raise Mismatch
-        left, right = list(a), list(b)
+        left, right, pairs = list(a), list(b), []
         while left:
             x, y = left.pop(0), right.pop(0)
-            if x.inner != y.inner:
-                raise Mismatch
-            if x.full > y.full:
+            if x.size > y.size:
                 x, remainder = self._cut(x, y.size)
                 left.insert(0, remainder)
-            elif y.full > x.full:
+            elif y.size > x.size:
                 y, remainder = self._cut(y, x.size)
                 right.insert(0, remainder)
-            yield x, y
+            if x.inner != y.inner and x.source is not FIXED and y.source is not FIXED:
+                self._even_inner(x, y)
+            pairs.append((x, y))
+        return pairs
 
-    def even_blocks(self, axis: tuple[Segment, ...], count: int) -> list[tuple[Segment, ...]]:
-        """Like `blocks`, but asks for all the cuts of a single free segment at once."""
-        only = axis[0]
-        plain = len(axis) == 1 and only.source is not FIXED and only.inner == 1
-        if plain and count > 1 and only.full % count == 0:
-            block = only.full // count
-            raise self.need_cut(only, {block * i for i in range(1, count)})
-        return self.blocks(axis, count)
+    def _even_inner(self, x: Segment, y: Segment) -> None:
+        """Ask for the smaller channels to be taken together, so that both segments have as many."""
+        for small, large in ((x, y), (y, x)):
+            wanted = large.inner // small.inner if large.inner % small.inner == 0 else 1
+            if wanted > 1:
+                raise Refine(small.source[0], inner=wanted * self.inner_of(small.source[0]))
+        raise Mismatch
 
 
 def merge(axes: list[Axis], sizes: list[int]) -> Axis:

@@ -5,12 +5,15 @@ import linecache
 import operator
 import os
 import sys
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, factories, plain_functions, read_size
+from autoslim.channels.rules.table import RULES
 from autoslim.errors import ModelError
 
 _INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
@@ -67,12 +70,13 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return share_copy(model, memo)
 
 
-def trace(model: nn.Module, example) -> Trace:
+def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
     """Trace `model` in eval and in train mode, without running, moving or changing it.
 
     Args:
         model: any network whose forward takes tensors with the batch as first axis.
         example: one input `[N, C, H, W]`, or a tuple of the positional inputs; only shapes and dtypes are used.
+        rules: what is one operation of the graph: the functions, methods and module types that have a rule.
 
     Raises:
         ModelError: the network's own forward cannot be followed; the line that stopped it is named.
@@ -85,47 +89,94 @@ def trace(model: nn.Module, example) -> Trace:
     # Batch norm refuses to train on one value a channel, so a batch of one is traced as two.
     batch_size = max(2, tensors[0].shape[0])
     inputs = tree_map(lambda t: _meta_input(t, batch_size) if isinstance(t, torch.Tensor) else t, inputs)
-    opaque: dict[str, str] = {}
+    job = _Job(model, skeleton, inputs, RULES if rules is None else rules)
+    for name, module in skeleton.named_modules():
+        if not job.is_leaf(module, name) and not type(module).__module__.startswith("torch.nn.modules"):
+            job.watch.over(module)
     graphs = {}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         for mode in ("eval", "train"):
             skeleton.train(mode == "train")
-            graphs[mode] = _trace_mode(skeleton, model, inputs, opaque)
-    return Trace(graphs, dict(skeleton.named_modules()), batch_size, opaque)
+            graphs[mode] = _trace_mode(job)
+    return Trace(graphs, dict(skeleton.named_modules()), batch_size, job.opaque)
 
 
 def _meta_input(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
     return torch.empty((batch_size, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
 
 
-def _trace_mode(skeleton: nn.Module, model: nn.Module, inputs: tuple, opaque: dict[str, str]) -> fx.Graph:
+@dataclass
+class _Job:
+    """One network being traced: what has been learnt so far of how."""
+
+    model: nn.Module
+    skeleton: nn.Module
+    inputs: tuple
+    rules: Mapping
+    watch: Watch = field(default_factory=Watch)
+    opaque: dict[str, str] = field(default_factory=dict)
+    # Modules whose forward does not bear that the numbers it reads are traced; they are constants there.
+    unwatched: set[str] = field(default_factory=set)
+
+    def is_leaf(self, module: nn.Module, name: str) -> bool:
+        """Tell whether a module is one operation: a layer of torch with its own weights, or what cannot be traced."""
+        if name in self.opaque:
+            return True
+        kind = type(module)
+        if kind in self.rules:
+            # A weight that is no parameter of the layer is computed by a hook (the older weight_norm).
+            return not isinstance(vars(module).get("weight"), (torch.Tensor, TracedValue)) or not kind.__module__.startswith("torch.nn")
+        return kind.__module__.startswith("torch.nn.modules") and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+def _trace_mode(job: _Job) -> fx.Graph:
     while True:
-        tracer = _Tracer(model, inputs, opaque)
+        tracer = _Tracer(job)
+        job.watch.tracer = tracer
+        state = {name: dict(vars(module)) for name, module in job.skeleton.named_modules()}
         try:
-            return tracer.trace(skeleton)
+            with factories(tracer):
+                return tracer.trace(job.skeleton)
         except Exception as error:
+            path = tracer.failed
+            while path in job.opaque:
+                path = path.rpartition(".")[0]
+            if path not in job.unwatched:
+                job.unwatched.add(path)
+                continue
             where = _location(error)
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-            path = tracer.failed
-            while path in opaque:
-                path = path.rpartition(".")[0]
             if not path:
                 raise ModelError(
-                    f"{type(model).__name__} cannot be traced at {where} ({reason}); "
+                    f"{type(job.model).__name__} cannot be traced at {where} ({reason}); "
                     "move that code into a submodule of its own, which is then left as it is"
                 ) from error
-            opaque[path] = f"cannot be traced at {where} ({reason})"
+            job.opaque[path] = f"cannot be traced at {where} ({reason})"
+        finally:
+            job.watch.tracer = None
+            _restore(job.skeleton, state)
+
+
+def _restore(skeleton: nn.Module, state: dict[str, dict]) -> None:
+    """Undo what a forward wrote into attributes of its modules."""
+    for name, module in skeleton.named_modules():
+        vars(module).clear()
+        vars(module).update(state[name])
 
 
 class _Tracer(fx.Tracer):
     """Symbolic tracer that also runs every node on the meta device, so that code may branch on sizes and modes."""
 
-    def __init__(self, model: nn.Module, inputs: tuple, opaque: dict[str, str]):
-        super().__init__()
-        self._model = model
-        self._inputs = inputs
-        self._opaque = opaque
+    def __init__(self, job: _Job):
+        super().__init__(autowrap_functions=plain_functions(job.rules))
+        self._job = job
         self._evaluating = False
+        tensors = (*job.skeleton.named_parameters(), *job.skeleton.named_buffers())
+        self._tensor_names = {id(tensor): name for name, tensor in tensors}
+        self._module_names: dict[int, str] = {}
+        for name, module in job.skeleton.named_modules():
+            self._module_names.setdefault(id(module), name)
+        self._read: dict[tuple, TracedValue] = {}
         self.failed = ""
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
@@ -136,10 +187,10 @@ class _Tracer(fx.Tracer):
                 return leaf
             return self.proxy(self.create_node("placeholder", f"input_{next(position)}", (leaf,), {}))
 
-        return root_fn, [self.root, *tree_map(placeholder, self._inputs)]
+        return root_fn, [self.root, *tree_map(placeholder, self._job.inputs)]
 
     def is_leaf_module(self, module, name):
-        return name in self._opaque or super().is_leaf_module(module, name)
+        return self._job.is_leaf(module, name)
 
     def call_module(self, module, forward, args, kwargs):
         if self._evaluating:
@@ -151,7 +202,31 @@ class _Tracer(fx.Tracer):
             raise
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
-        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+        name = None if self._evaluating else self._tensor_names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        return self._once("get_attr", name, ())
+
+    def size_of(self, module: nn.Module, name: str, value):
+        """Return what stands for a number, or a row of numbers, that a module keeps."""
+        path = self._module_names.get(id(module))
+        if self._evaluating or path is None or path in self._job.unwatched:
+            return value
+        return self._once("call_function", read_size, (path, name))
+
+    def _once(self, kind: str, target, args: tuple) -> TracedValue:
+        """Return the node that reads a tensor or a number; it is read once, however often code asks for it."""
+        if (target, args) not in self._read:
+            self._read[target, args] = self.create_proxy(kind, target, args, {})
+            self._read[target, args].node.meta["read"] = True
+        return self._read[target, args]
+
+    def create_arg(self, a):
+        if type(a) in (TracedValue, TracedAttribute):
+            return a.node
+        if isinstance(a, Mapping) and not isinstance(a, dict):
+            a = dict(a)
+        return super().create_arg(a)
 
     def create_node(self, kind, target, args, kwargs, name=None, type_expr=None):
         if kind == "placeholder":
@@ -166,7 +241,7 @@ class _Tracer(fx.Tracer):
         return node
 
     def proxy(self, node):
-        return _Proxy(node, self)
+        return TracedValue(node, self)
 
     def to_bool(self, obj):
         value = obj.node.meta["value"]
@@ -178,67 +253,40 @@ class _Tracer(fx.Tracer):
         value = obj.node.meta["value"]
         return iter([obj[i] for i in range(len(value))])
 
+    def keys(self, obj):
+        return iter(list(obj.node.meta["value"]))
+
     def _evaluate(self, node):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
         self._evaluating = True
         try:
-            if node.op == "call_module" and node.target in self._opaque:
+            if node.op == "call_module" and node.target in self._job.opaque:
                 return self._run_opaque(node, args, kwargs)
-            return run_node(node, args, kwargs, self.root)
+            value = run_node(node, args, kwargs, self.root)
+            return list(value) if isinstance(value, (KeysView, ValuesView, ItemsView)) else value
         finally:
             self._evaluating = False
 
     def _run_opaque(self, node, args, kwargs):
         """Find the output sizes of an untraceable module by running a copy of it on zeros."""
-        real = copy.deepcopy(self._model.get_submodule(node.target)).eval()
-        device = next((t.device for t in (*real.parameters(), *real.buffers())), torch.device("cpu"))
+        with torch.device("cpu"):
+            real = copy.deepcopy(self._job.model.get_submodule(node.target)).eval()
+            device = next((t.device for t in (*real.parameters(), *real.buffers())), torch.device("cpu"))
 
-        def zeros(t):
-            return torch.zeros(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t
+            def zeros(t):
+                return torch.zeros(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t
 
-        macs = node.meta["layers"] = []
-        for module in real.modules():
-            module.register_forward_hook(
-                lambda m, args, kwargs, out: macs.append((m, (*args, *kwargs.values()), out)), with_kwargs=True
-            )
-        try:
-            out = real(*tree_map(zeros, args), **tree_map(zeros, kwargs))
-        except Exception as error:
-            self.failed = node.target
-            raise ModelError(f"{node.target} does not run on zeros ({error})") from error
+            macs = node.meta["layers"] = []
+            for module in real.modules():
+                module.register_forward_hook(
+                    lambda m, args, kwargs, out: macs.append((m, (*args, *kwargs.values()), out)), with_kwargs=True
+                )
+            try:
+                out = real(*tree_map(zeros, args), **tree_map(zeros, kwargs))
+            except Exception as error:
+                self.failed = node.target
+                raise ModelError(f"{node.target} does not run on zeros ({error})") from error
         return tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, out)
-
-
-class _Concrete:
-    """What plain Python may ask of a traced value besides its tensor operations: its length and its integer."""
-
-    def __len__(self):
-        return len(self.node.meta["value"])
-
-    def __int__(self):
-        return self._plain(int)
-
-    def __index__(self):
-        return self._plain(operator.index)
-
-    def __float__(self):
-        return self._plain(float)
-
-    def _plain(self, convert):
-        value = self.node.meta["value"]
-        if isinstance(value, torch.Tensor):
-            raise fx.proxy.TraceError("plain Python reads the value of a tensor")
-        return convert(value)
-
-
-class _Proxy(_Concrete, fx.Proxy):
-    def __getattr__(self, name):
-        return _Attribute(self, name)
-
-
-class _Attribute(_Concrete, fx.proxy.Attribute):
-    def __getattr__(self, name):
-        return _Attribute(self, name)
 
 
 def run_node(node: fx.Node, args: tuple, kwargs: dict, root: nn.Module):
@@ -249,6 +297,8 @@ def run_node(node: fx.Node, args: tuple, kwargs: dict, root: nn.Module):
         return root.get_submodule(node.target)(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], node.target)(*args[1:], **kwargs)
+    if node.target is read_size:
+        return getattr(root.get_submodule(args[0]), args[1])
     return node.target(*args, **kwargs)
 
 

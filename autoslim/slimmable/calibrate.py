@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from autoslim.channels.trace import as_inputs, to_device
 from autoslim.errors import DataError
@@ -31,9 +32,35 @@ class _Moments:
         self.count = total
 
 
-def batch_norms(network: nn.Module) -> list[_BatchNorm]:
-    """Return the batch norm layers that keep statistics for eval mode."""
-    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+class _Measure(TorchFunctionMode):
+    """Normalises by batch statistics wherever kept ones would be used, and collects them; layers and functions alike."""
+
+    def __init__(self):
+        super().__init__()
+        self._moments: dict[int, tuple[_Moments, Tensor, Tensor]] = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.batch_norm:
+            given = dict(zip(("input", "running_mean", "running_var", "weight", "bias", "training"), args)) | kwargs
+            if given.get("running_mean") is not None and not given.get("training"):
+                self._measure(given["input"], given["running_mean"], given["running_var"])
+        return function(*args, **kwargs)
+
+    def _measure(self, x: Tensor, mean_buffer: Tensor, var_buffer: Tensor) -> None:
+        mean, var = _batch_moments(x)
+        home = getattr(mean_buffer, "home", None)
+        place = (mean_buffer if home is None else home[0]).data_ptr()
+        moments = self._moments.setdefault(place, (_Moments(), mean_buffer, var_buffer))[0]
+        moments.add(x.numel() // x.shape[1], mean, var)
+        _store(mean_buffer, mean)
+        _store(var_buffer, var)
+
+    def store(self) -> None:
+        """Keep the statistics over all batches for eval mode."""
+        for moments, mean_buffer, var_buffer in self._moments.values():
+            _store(mean_buffer, moments.mean)
+            _store(var_buffer, moments.squares / moments.count)
 
 
 @torch.no_grad()
@@ -51,28 +78,14 @@ def calibrate(network: nn.Module, batches: Iterable) -> nn.Module:
     Raises:
         DataError: there is no batch.
     """
-    moments: dict[_BatchNorm, _Moments] = {}
-
-    def measure(layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        mean, var = _batch_moments(x)
-        moments.setdefault(layer, _Moments()).add(x.numel() // x.shape[1], mean, var)
-        _store(layer, mean, var)
-
-    hooks = [layer.register_forward_pre_hook(measure) for layer in batch_norms(network)]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     seen = 0
-    try:
-        with eval_mode(network):
-            for batch in batches:
-                x = batch[0] if isinstance(batch, (tuple, list)) else batch
-                network(*as_inputs(to_device(x, device)))
-                seen += 1
-        for layer, moment in moments.items():
-            _store(layer, moment.mean, moment.squares / moment.count)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_mode(network), _Measure() as measure:
+        for batch in batches:
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            network(*as_inputs(to_device(x, device)))
+            seen += 1
+    measure.store()
     if seen == 0:
         raise DataError("BN calibration got 0 batches; pass at least one batch of training images")
     return network
@@ -87,9 +100,11 @@ def _batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _store(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
-    if hasattr(layer, "store_statistics"):
-        layer.store_statistics(mean, var)
+def _store(buffer: Tensor, values: Tensor) -> None:
+    """Write into a buffer as a layer reads it: all of it, a view of its active part, or a copy that knows where it is from."""
+    home = getattr(buffer, "home", None)
+    if home is None:
+        buffer.copy_(values)
     else:
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(var)
+        full, index = home
+        full[index] = values.to(full)

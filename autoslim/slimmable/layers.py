@@ -1,8 +1,11 @@
-"""Layers that compute with the active slice of their full weights."""
+"""Modules that compute with the active slice of their full tensors."""
+
+import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from autoslim.channels.map import Run
 
@@ -19,7 +22,7 @@ class Width:
 
 
 class ActiveAxis:
-    """One channel axis of a layer: which of its elements are active at the current widths."""
+    """One channel axis of a tensor: which of its elements are active at the current widths."""
 
     def __init__(self, runs: tuple[Run, ...], widths: list[Width]):
         self._runs = [(run, widths[run.group] if run.group is not None else None) for run in runs]
@@ -34,14 +37,6 @@ class ActiveAxis:
         """Return the number of active elements."""
         return sum(self.parts())
 
-    def first_block(self, blocks: int) -> "ActiveAxis":
-        """Return the first of `blocks` equal blocks of this axis (one group of a grouped convolution)."""
-        block = object.__new__(ActiveAxis)
-        block._runs = self._runs[: len(self._runs) // blocks]
-        block._cache = {}
-        block.full = self.full // blocks
-        return block
-
     def take(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """Return the active part of `tensor` along `dim`: a view where that is one leading run."""
         parts = self.parts()
@@ -50,17 +45,11 @@ class ActiveAxis:
             return tensor
         if len(parts) == 1:
             return tensor.narrow(dim, 0, total)
-        return tensor.index_select(dim, self._index(parts, tensor.device))
+        return tensor.index_select(dim, self.index(tensor.device))
 
-    def put(self, tensor: Tensor, values: Tensor) -> None:
-        """Write `values` into the active elements of a one-dimensional tensor."""
+    def index(self, device: torch.device) -> Tensor:
+        """Return the positions of the active elements."""
         parts = self.parts()
-        if len(parts) == 1 or sum(parts) == self.full:
-            tensor[: sum(parts)].copy_(values)
-        else:
-            tensor[self._index(parts, tensor.device)] = values.to(tensor)
-
-    def _index(self, parts: list[int], device: torch.device) -> Tensor:
         key = (*parts, device)
         if key not in self._cache:
             if len(self._cache) >= 64:
@@ -76,154 +65,102 @@ class ActiveAxis:
         return self._cache[key]
 
 
-def _take(axis: ActiveAxis | None, tensor: Tensor | None, dim: int = 0) -> Tensor | None:
-    return tensor if axis is None or tensor is None else axis.take(tensor, dim)
+class Slimming:
+    """What of one module follows the widths: axes of its tensors, and numbers that are sizes.
+
+    Attributes:
+        axes: tensor name to the axis of each of its dimensions, None where that never changes.
+        sizes: attribute name to an axis, or to a row of axes and numbers.
+        average: divide the weight by the inputs that each output sees (US-Nets, supplementary).
+    """
+
+    def __init__(self, axes: dict[str, list[ActiveAxis | None]], sizes: dict[str, ActiveAxis | tuple], average: bool):
+        self.axes = axes
+        self.sizes = sizes
+        self.average = average
+
+    def tensor(self, name: str, full: Tensor) -> Tensor:
+        """Return the active part of a tensor."""
+        value = full
+        for dim, axis in enumerate(self.axes.get(name, ())):
+            if axis is not None:
+                value = axis.take(value, dim)
+        if full.dim() == 1 and value is not full and not value._is_view() and not isinstance(full, nn.Parameter):
+            value.home = (full, axis.index(full.device))  # BN calibration writes there
+        if self.average and name == "weight":
+            value = value / value.shape[1]
+        return value
+
+    def number(self, name: str, full):
+        """Return an attribute at the current widths, of the type it has at full width."""
+        size = self.sizes[name]
+        if isinstance(size, ActiveAxis):
+            return size.active()
+        return type(full)(entry.active() if isinstance(entry, ActiveAxis) else entry for entry in size)
 
 
 class Slimmable:
-    """What every slimmable layer has: its two axes, its active tensors, and the plain layer it stands for."""
+    """A module whose tensors, when they are read, are the active slices; its own forward is what runs."""
 
     plain: type[nn.Module]
 
-    @classmethod
-    def adopt(cls, layer: nn.Module, inputs: ActiveAxis | None, outputs: ActiveAxis | None, average: bool = False):
-        """Turn a plain layer into a slimmable one; the same object, so that every place that holds it sees the change."""
-        layer.__class__ = cls
-        layer.inputs, layer.outputs, layer.average = inputs, outputs, average
-        return layer
-
-    def sizes(self) -> dict[str, int]:
-        """Return the size attributes of the plain layer at the current widths."""
-        raise NotImplementedError
+    def __getattr__(self, name: str):
+        value = super().__getattr__(name)
+        slimming = self.__dict__.get("_slimming")
+        if slimming is not None and isinstance(value, Tensor):
+            return slimming.tensor(name, value)
+        return value
 
     def active_tensors(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers of the plain layer at the current widths, by name."""
-        raise NotImplementedError
+        """Return the parameters and buffers at the current widths, by name."""
+        own = {**self._parameters, **self._buffers}
+        return {name: self._slimming.tensor(name, tensor) for name, tensor in own.items() if tensor is not None}
 
     def to_plain(self) -> nn.Module:
-        """Turn this layer, whose tensors are sliced already, into the plain one of the current widths."""
-        self.__dict__.update(self.sizes())
-        del self.inputs, self.outputs, self.average
+        """Turn this module, whose tensors are sliced already, into the plain one of the current widths."""
+        numbers = {name: self._slimming.number(name, self.__dict__[name]) for name in self._slimming.sizes}
+        del self.__dict__["_slimming"]
+        self.__dict__.update(numbers)
         self.__class__ = self.plain
         return self
 
 
-class _SlimConv(Slimmable):
+class _BatchStatistics:
+    """A batch norm that trains with the statistics of its batch and keeps none: no width may leave its own to another."""
+
     @property
-    def depthwise(self) -> bool:
-        return self.groups > 1 and self.groups == self.in_channels
+    def track_running_stats(self) -> bool:
+        return self.__dict__["track_running_stats"] and not self.training
 
-    def active_weight(self) -> Tensor:
-        """Return `[out, in / groups, ...]` at the current widths; divided by the inputs where outputs are averaged."""
-        weight = _take(self.outputs, self.weight)
-        if not self.depthwise and self.inputs is not None:
-            columns = self.inputs if self.groups == 1 else self.inputs.first_block(self.groups)
-            weight = columns.take(weight, 1)
-        if self.average and not self.depthwise:
-            weight = weight / weight.shape[1]
-        return weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        groups = x.shape[1] if self.depthwise else self.groups
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        bias = _take(self.outputs, self.bias)
-        return self.convolve(x, self.active_weight(), bias, self.stride, padding, self.dilation, groups)
-
-    def sizes(self) -> dict[str, int]:
-        inputs = self.in_channels if self.inputs is None else self.inputs.active()
-        outputs = self.out_channels if self.outputs is None else self.outputs.active()
-        return {"in_channels": inputs, "out_channels": outputs, "groups": inputs if self.depthwise else self.groups}
-
-    def active_tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.active_weight(), "bias": _take(self.outputs, self.bias)}
+    @track_running_stats.setter
+    def track_running_stats(self, value: bool) -> None:
+        self.__dict__["track_running_stats"] = value
 
 
-class SlimConv1d(_SlimConv, nn.Conv1d):
-    """Conv1d over active channels."""
-
-    plain, convolve = nn.Conv1d, staticmethod(F.conv1d)
-
-
-class SlimConv2d(_SlimConv, nn.Conv2d):
-    """Conv2d over active channels."""
-
-    plain, convolve = nn.Conv2d, staticmethod(F.conv2d)
+def adopt(module: nn.Module, axes: dict, sizes: dict, average: bool = False) -> nn.Module:
+    """Make a module slimmable; the same object, so that every place that holds it sees the change."""
+    module.__dict__["_slimming"] = Slimming(axes, sizes, average and averages(module))
+    module.__class__ = _slimmable(type(module), frozenset(sizes))
+    return module
 
 
-class SlimConv3d(_SlimConv, nn.Conv3d):
-    """Conv3d over active channels."""
-
-    plain, convolve = nn.Conv3d, staticmethod(F.conv3d)
-
-
-class SlimLinear(Slimmable, nn.Linear):
-    """Linear layer over active features."""
-
-    plain = nn.Linear
-
-    def active_weight(self) -> Tensor:
-        """Return `[out, in]` at the current widths."""
-        weight = _take(self.outputs, self.weight)
-        return weight if self.inputs is None else self.inputs.take(weight, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.active_weight(), _take(self.outputs, self.bias))
-
-    def sizes(self) -> dict[str, int]:
-        inputs = self.in_features if self.inputs is None else self.inputs.active()
-        outputs = self.out_features if self.outputs is None else self.outputs.active()
-        return {"in_features": inputs, "out_features": outputs}
-
-    def active_tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.active_weight(), "bias": _take(self.outputs, self.bias)}
+def averages(module: nn.Module) -> bool:
+    """Tell whether a module is a conv that mixes channels, whose outputs may be averaged over its inputs."""
+    return isinstance(module, _ConvNd) and not (module.groups > 1 and module.groups == module.in_channels)
 
 
-class _SlimBatchNorm(Slimmable):
-    """Batch norm over active channels: batch statistics in training, none are kept; stored ones in eval mode."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._check_input_dim(x)
-        weight, bias = _take(self.outputs, self.weight), _take(self.outputs, self.bias)
-        if self.training or self.running_mean is None:
-            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
-        mean, var = _take(self.outputs, self.running_mean), _take(self.outputs, self.running_var)
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-
-    def store_statistics(self, mean: Tensor, var: Tensor) -> None:
-        """Keep mean and variance `[active channels]` for eval mode at the current width."""
-        for buffer, values in ((self.running_mean, mean), (self.running_var, var)):
-            if self.outputs is None:
-                buffer.copy_(values)
-            else:
-                self.outputs.put(buffer, values)
-
-    def sizes(self) -> dict[str, int]:
-        return {"num_features": self.num_features if self.outputs is None else self.outputs.active()}
-
-    def active_tensors(self) -> dict[str, Tensor]:
-        names = ("weight", "bias", "running_mean", "running_var")
-        return {name: _take(self.outputs, getattr(self, name)) for name in names}
+@functools.cache
+def _slimmable(kind: type[nn.Module], sizes: frozenset[str]) -> type[nn.Module]:
+    bases = (Slimmable, _BatchStatistics, kind) if issubclass(kind, _BatchNorm) else (Slimmable, kind)
+    names = {name: _number(name) for name in sizes}
+    return type(f"Slim{kind.__name__}", bases, {**names, "plain": kind, "__module__": __name__})
 
 
-class SlimBatchNorm1d(_SlimBatchNorm, nn.BatchNorm1d):
-    """BatchNorm1d over active channels."""
+def _number(name: str) -> property:
+    def get(module):
+        return module.__dict__["_slimming"].number(name, module.__dict__[name])
 
-    plain = nn.BatchNorm1d
+    def put(module, value):
+        module.__dict__[name] = value
 
-
-class SlimBatchNorm2d(_SlimBatchNorm, nn.BatchNorm2d):
-    """BatchNorm2d over active channels."""
-
-    plain = nn.BatchNorm2d
-
-
-class SlimBatchNorm3d(_SlimBatchNorm, nn.BatchNorm3d):
-    """BatchNorm3d over active channels."""
-
-    plain = nn.BatchNorm3d
-
-
-_SLIM = (SlimConv1d, SlimConv2d, SlimConv3d, SlimLinear, SlimBatchNorm1d, SlimBatchNorm2d, SlimBatchNorm3d)
-SLIM_LAYERS: dict[type[nn.Module], type[Slimmable]] = {kind.plain: kind for kind in _SLIM}
+    return property(get, put)

@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
-from autoslim.channels.map import ChannelGroup
+from autoslim.channels.map import ChannelGroup, Run
 from autoslim.channels.trace import as_inputs, share_copy
 from autoslim.errors import ConfigError, ModelError
-from autoslim.slimmable.layers import SLIM_LAYERS, ActiveAxis, Width
+from autoslim.slimmable.layers import ActiveAxis, Width, adopt, averages
 
 
 class Supernet(nn.Module):
@@ -52,7 +53,7 @@ class Supernet(nn.Module):
         self.widths = [Width(g.name, g.full, g.unit, self.grid.choices(g.full, g.unit)) for g in self.channels.groups]
         self._by_name = {width.name: width for width in self.widths}
         self.model = share_copy(model)
-        self._swap(average_inputs)
+        self._adopt(average_inputs)
         self._source = (model,)  # in a tuple: no submodule
 
     def _apply(self, fn, recurse: bool = True):
@@ -63,18 +64,23 @@ class Supernet(nn.Module):
             theirs._buffers.update(ours._buffers)
         return self
 
-    def _swap(self, average: bool) -> None:
-        for name, module in self.model.named_modules():
-            kind = SLIM_LAYERS.get(type(module))
-            if kind is None:
-                continue
-            layer = self.channels.layers.get(name)
-            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if layer is None and not is_norm and not average:
-                continue
-            inputs = layer and layer.inputs and ActiveAxis(layer.inputs, self.widths)
-            outputs = layer and layer.outputs and ActiveAxis(layer.outputs, self.widths)
-            kind.adopt(module, inputs, outputs, average)
+    def _adopt(self, average: bool) -> None:
+        axes_of: dict[int, list[ActiveAxis | None]] = {}
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        for name, axes in self.channels.tensors.items():
+            axes_of[id(tensors[name])] = [runs and ActiveAxis(runs, self.widths) for runs in axes]
+        for name, module in list(self.model.named_modules()):
+            own = {**module._parameters, **module._buffers}
+            axes = {key: axes_of[id(t)] for key, t in own.items() if t is not None and id(t) in axes_of}
+            sizes = {key: self._size(row) for (path, key), row in self.channels.sizes.items() if path == name}
+            if axes or sizes or isinstance(module, _BatchNorm) or (average and averages(module)):
+                adopt(module, axes, sizes, average)
+
+    def _size(self, row: tuple):
+        """Return what gives the active size of an attribute: an axis, or a row of axes and numbers."""
+        if isinstance(row[0], Run):
+            return ActiveAxis(row, self.widths)
+        return tuple(ActiveAxis(entry, self.widths) if isinstance(entry, tuple) else entry for entry in row)
 
     def forward(self, *inputs, **kwargs):
         """Run the model at the configuration that is set."""
