@@ -65,7 +65,8 @@ def build(library: str, name: str) -> nn.Module:
 
         return timm.create_model(name, pretrained=False)
     if library == "torchvision.segmentation":
-        return torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
+        extra = {} if name.startswith("lraspp") else {"aux_loss": True}
+        return torchvision.models.get_model(name, weights=None, weights_backbone=None, **extra)
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(name, weights=None, **extra)
 
@@ -73,10 +74,12 @@ def build(library: str, name: str) -> nn.Module:
 def input_shape(library: str, name: str, model: nn.Module) -> tuple[int, ...]:
     """Return a small input that the network takes."""
     if library == "torchvision.video":
-        return (3, 16, 64, 64) if name == "s3d" else (3, 4, 64, 64)
+        return (3, 16, 224, 224) if name == "s3d" else (3, 4, 64, 64)
     fixed = getattr(model, "default_cfg", {}).get("fixed_input_size", False)
     if fixed:
         return tuple(model.default_cfg["input_size"])
+    if name == "inception_v3":
+        return (3, 299, 299)
     if "inception" in name or "nasnet" in name or name in ("googlenet", "alexnet") or "vgg" in name:
         return (3, 160, 160)
     if library == "timm":

@@ -39,10 +39,14 @@ class Weight:
 class OwnWeight(Weight):
     """A parameter or buffer of the layer itself: an axis nobody has used yet takes what it is bound to."""
 
+    def __init__(self, flow: "Flow", node: fx.Node, layer: str, shape: torch.Size, axes: list, name: str):
+        super().__init__(flow, node, layer, shape, axes)
+        self._name = name
+
     def axis(self, dim: int) -> Axis:
         """Return an axis of the tensor, which becomes one of its own if nobody has used it yet."""
         if self._axes[dim] is _UNBOUND:
-            self._axes[dim] = self._flow.variable(self._axes, dim, self.shape[dim])
+            self._axes[dim] = self._flow.ties.variable((self._name, dim), self.shape[dim])
         return self._axes[dim]
 
     def bind(self, dim: int, axis: Axis) -> None:
@@ -135,7 +139,8 @@ class Flow:
             tensor = getattr(module, name, None)
             if not isinstance(tensor, torch.Tensor):
                 return None
-            return OwnWeight(self, node, self.name_of(node), tensor.shape, self._axes_of(self._tensor_names[id(tensor)]))
+            own = self._tensor_names[id(tensor)]
+            return OwnWeight(self, node, self.name_of(node), tensor.shape, self._axes_of(own), own)
         if not self.is_tensor(given):
             return None
         return Weight(self, node, _origin(given), self.value(given).shape, list(self.layout(given)))
@@ -167,6 +172,15 @@ class Flow:
             if other is not None:
                 self.ties.tie_sizes(other, axis)
 
+    def blocks(self, axis: Axis, count: int) -> list[Axis]:
+        """Split an axis into equal blocks that keep one width; `[None]` where finer parts must be known first."""
+        try:
+            return [None] if axis is None else self.ties.blocks(axis, count)
+        except Refine as wanted:
+            if not self._want(wanted):
+                raise Mismatch from None
+            return [None]
+
     def freedom(self, given) -> int:
         """Rank how free a size in the code is: 3 for -1, 2 where it is computed, 1 for a module's number, 0 if written out."""
         if isinstance(given, (fx.Node, Item)):
@@ -194,11 +208,6 @@ class Flow:
     def describe(self, node: fx.Node, why: str) -> str:
         """Name an operation, why it freezes its channels, and its source line."""
         return f"{operation(node, self.traced.modules)}: {why} at {node.meta.get('where', '?')}"
-
-    def variable(self, axes: list, dim: int, size: int) -> Axis:
-        """Return a tensor's axis as channels of its own."""
-        name = next(name for name, other in self.own_tensors.items() if other is axes)
-        return self.ties.variable((name, dim), size)
 
     # Names and numbers ------------------------------------------------------------------------------------------------
 
@@ -269,35 +278,46 @@ class Flow:
         try:
             return self._by_rule(node, value)
         except Refine as wanted:
-            if self._refinements.add(wanted):
-                # The pass goes on only to collect more of them; its other findings are dropped.
-                self.wanted.append(wanted)
-            else:
-                self._stop(node, "its inputs cannot be lined up channel by channel")
+            if self._want(wanted):
+                return self._meanwhile(node, value)
+            self._stop(node, "its inputs cannot be lined up channel by channel")
         except Frozen as stop:
             self._stop(node, str(stop))
         except Mismatch:
             self._stop(node, "its inputs cannot be lined up channel by channel")
         return no_axes(value)
 
+    def _want(self, wanted: Refine) -> bool:
+        """Take up a request for finer parts; the pass goes on only to collect more, its other findings are dropped."""
+        new = self._refinements.add(wanted)
+        if new:
+            self.wanted.append(wanted)
+        return new
+
+    def _meanwhile(self, node: fx.Node, value):
+        """Return a layout for the rest of a pass that is dropped."""
+        for source in node.all_input_nodes if isinstance(value, torch.Tensor) else ():
+            same = self.is_tensor(source) and self.value(source).shape == value.shape
+            if same and isinstance(self.layouts[source], tuple) and any(self.layouts[source]):
+                return self.layouts[source]
+        return no_axes(value)
+
     def _stop(self, node: fx.Node, why: str) -> None:
         """Freeze what an operation reads."""
         why = self.describe(node, why)
         self.freeze_inputs(node, why)
-        if node.op == "call_module":
-            module = self.traced.modules[node.target]
-            for tensor in (*module.parameters(), *module.buffers()):
-                self._fix(self._tensor_names[id(tensor)], why)
+        for name in self._names_in(node):
+            self._fix(name, why)
 
     def _by_rule(self, node: fx.Node, value):
         module = self.traced.modules[node.target] if node.op == "call_module" else None
+        rule = self.rule_of(node)
         if node.op == "call_module" and node.target in self.traced.opaque:
             raise Frozen(self.traced.opaque[node.target])
         if not self.moving_inputs(node) and not self.is_layer(node):
             if module is not None:
                 self._stop(node, "no rule for this layer")
             return no_axes(value)
-        rule = self._rules.get(type(module) if module is not None else node.target)
         if rule is None:
             raise Frozen("no rule for this operation")
         layout = rule(self, node, module)
@@ -315,7 +335,7 @@ class Flow:
             self._fix(name, self.describe(node, "a weight is read past its attribute"))
         for dim, size in enumerate(tensor.shape):
             if axes[dim] is _UNBOUND and size > 1:
-                axes[dim] = self.variable(axes, dim, size)
+                axes[dim] = self.ties.variable((name, dim), size)
         return tuple(None if axis is _UNBOUND else axis for axis in axes)
 
     def _fix(self, name: str, why: str) -> None:
@@ -328,11 +348,18 @@ class Flow:
 
     def _fix_unbound(self, node: fx.Node) -> None:
         """Keep whole what a layer's rule has left unbound."""
-        if node.op == "call_module":
+        for name in self._names_in(node):
+            axes = self._axes_of(name)
+            axes[:] = [None if axis is _UNBOUND else axis for axis in axes]
+
+    def _names_in(self, node: fx.Node) -> list[str]:
+        """Name the tensors of the module that a node calls."""
+        if node.op != "call_module":
+            return []
+        if "tensors" not in node.meta:
             module = self.traced.modules[node.target]
-            for tensor in (*module.parameters(), *module.buffers()):
-                axes = self._axes_of(self._tensor_names[id(tensor)])
-                axes[:] = [None if axis is _UNBOUND else axis for axis in axes]
+            node.meta["tensors"] = [self._tensor_names[id(t)] for t in (*module.parameters(), *module.buffers())]
+        return node.meta["tensors"]
 
     def is_layer(self, node: fx.Node) -> bool:
         """Tell whether a node is a module whose own tensors a rule follows: its output has the width that the rule says."""
@@ -340,7 +367,11 @@ class Flow:
             return False
         module = self.traced.modules[node.target]
         kind = type(module)
-        return kind in LAYERS or (kind in self._rules and any(True for _ in module.parameters()))
+        return kind in LAYERS or (kind in self._rules and bool(self._names_in(node)))
+
+    def rule_of(self, node: fx.Node):
+        """Return the rule of an operation, None where it has none."""
+        return self._rules.get(type(self.traced.modules[node.target]) if node.op == "call_module" else node.target)
 
     def moving_inputs(self, node: fx.Node) -> list[Axis]:
         """Return the axes that can move among the inputs of a node."""

@@ -12,6 +12,7 @@ from autoslim.channels.flow import Flow
 from autoslim.channels.map import ChannelGroup, ChannelMap, LayerCall, Run, Runs
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.segments import FIXED, Axis, Refinements, Source
+from autoslim.channels.steps import steps_of
 from autoslim.channels.trace import trace
 
 
@@ -34,6 +35,7 @@ def find_groups(model: nn.Module, example, *, rules: Mapping | None = None) -> C
         flow = Flow(traced, refinements, rules)
         flow.run(size_bound)
         if flow.wanted:
+            flow.ties.spread_cuts(flow.wanted)
             continue
         wrong = check_sizes(flow)
         if not wrong:
@@ -63,7 +65,8 @@ class _Result:
         own = {name: tuple(self._runs(axis) for axis in axes) for name, axes in self._flow.own_tensors.items()}
         tensors = {name: axes for name, axes in own.items() if any(axes)}
         calls, fixed_macs = self._calls()
-        return ChannelMap(free, frozen, tensors, self._sizes(), calls, fixed_macs, dict(self._flow.traced.opaque))
+        steps = steps_of(self._flow, {root: group.name for root, group in groups.items()})
+        return ChannelMap(free, frozen, tensors, self._sizes(), calls, fixed_macs, dict(self._flow.traced.opaque), steps)
 
     def _group(self, root: Source, sources: list[Source], members: tuple[str, ...]) -> ChannelGroup:
         ties = self._flow.ties

@@ -64,6 +64,24 @@ class LayerCall:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A place in the inference graph that a reader would draw: an input, a conv or linear layer, or a join of branches.
+
+    Attributes:
+        name: the layer's name; for a join or an input, one of its own.
+        kind: "input", "output", "add" or "mul" (elementwise with several branches), "cat", or the kind of layer ("Conv2d 3x3 /2").
+        after: indices of the steps that its inputs come from.
+        channels: the channel axis of what comes out, one entry a run: (group name, elements at full width); the name of a
+            frozen group, or None where no group decides.
+    """
+
+    name: str
+    kind: str
+    after: tuple[int, ...]
+    channels: tuple[tuple[str | None, int], ...]
+
+
+@dataclass(frozen=True)
 class ChannelMap:
     """Everything the rest of the toolkit needs to know about the channels of a network.
 
@@ -76,6 +94,7 @@ class ChannelMap:
         calls: uses of conv and linear layers in the inference graph.
         fixed_macs: multiply-adds of conv and linear layers whose width never changes and that no call names.
         opaque: modules that could not be traced, with the reason.
+        steps: the inference graph, for drawing.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -85,3 +104,4 @@ class ChannelMap:
     calls: tuple[LayerCall, ...]
     fixed_macs: int
     opaque: dict[str, str]
+    steps: tuple[Step, ...] = ()

@@ -137,6 +137,20 @@ class Ties:
             found[root] = lcm(found.get(root, 1), multiple)
         return found
 
+    def spread_cuts(self, wanted: list[Refine]) -> None:
+        """Cut what shares a width with a part that is cut in the same way; it would be asked for in the next pass."""
+        sharing: dict[Source, list[Source]] = {}
+        for source in self._parent:
+            sharing.setdefault(self.root(source), []).append(source)
+        for need in wanted:
+            parts = [source for source in self._parent if source[0] == need.axis] if need.cuts else ()
+            for source in parts:
+                inner, start = self.inner_of(need.axis), self._starts[source]
+                inside = [cut - start for cut in need.cuts if 0 < cut - start < self._full[source] * inner]
+                for other in sharing[self.root(source)] if inside else ():
+                    scale, first = self.inner_of(other[0]), self._starts[other]
+                    self._refinements.add(Refine(other[0], {first + cut // inner * scale for cut in inside}))
+
     def full_of(self, source: Source) -> int:
         """Return the channels of a part at full width."""
         return self._full[source]

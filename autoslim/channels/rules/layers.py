@@ -64,10 +64,9 @@ def conv(flow, node: fx.Node, module: nn.Module | None) -> Layout:
         weight.bind(0, out)
         flow.size(node, module, "groups", given["groups"], axis)
     else:
-        weight.bind(1, flow.ties.blocks(axis, groups)[0] if axis is not None else None)
+        weight.bind(1, flow.blocks(axis, groups)[0])
         out = weight.axis(0)
-        if out is not None:
-            flow.ties.blocks(out, groups)
+        flow.blocks(out, groups)
     after = flow.value(node).shape
     flow.layer(node, weight, out, [(after[0], None), *zip(after[2:], spatial)])
     _bind(flow, node, module, given, {"bias": out})
@@ -94,8 +93,7 @@ def conv_transpose(flow, node: fx.Node, module: nn.Module | None) -> Layout:
         out = tuple(Segment(s.source, s.full, s.inner * multiplier) for s in axis)
         flow.size(node, module, "groups", given["groups"], axis)
     else:
-        if axis is not None:
-            flow.ties.blocks(axis, groups)
+        flow.blocks(axis, groups)
         out = weight.axis(1) and weight.axis(1) * groups
     before = flow.value(given["input"]).shape
     flow.layer(node, weight, out, [(before[0], None), *((n, None) for n in before[2:])])
