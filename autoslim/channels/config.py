@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoslim.channels.choices import Choices
 from autoslim.channels.grid import Grid
 from autoslim.channels.map import ChannelGroup
 from autoslim.errors import ConfigError
@@ -26,6 +27,7 @@ class ChannelConfig:
         cost: macs, params and weight_bytes of the materialised network.
         estimate: what the supernet scored at this configuration; never the accuracy of a retrained network.
         provenance: seed, data, targets, supernet digest and versions.
+        grouping: what its user decided about the groups (`freeze`, `tie`, ...); they are found again in the same way.
     """
 
     channels: dict[str, tuple[int, int]]
@@ -36,6 +38,7 @@ class ChannelConfig:
     cost: dict = field(default_factory=dict)
     estimate: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
+    grouping: dict = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -49,6 +52,7 @@ class ChannelConfig:
             "space": self.space,
             "model": self.model,
             "input_shape": self.input_shape,
+            **({"grouping": self.grouping} if self.grouping else {}),
             "divisor": self.divisor,
             "channels": {name: list(pair) for name, pair in self.channels.items()},
             "cost": self.cost,
@@ -74,7 +78,7 @@ class ChannelConfig:
                 f"{path} is not a channel configuration ({FORMAT}): {'; '.join(faults)}; pass a file written by `autoslim search`"
             )
         channels = {name: (pair[0], pair[1]) for name, pair in document["channels"].items()}
-        known = ("divisor", "model", "input_shape", "space", "cost", "estimate", "provenance")
+        known = ("divisor", "model", "input_shape", "space", "cost", "estimate", "provenance", "grouping")
         return cls(channels, **{key: document[key] for key in known if document.get(key) is not None})
 
     def faults(self, groups: tuple[ChannelGroup, ...]) -> list[str]:
@@ -134,6 +138,10 @@ def _format_faults(document) -> list[str]:
     for key in ("cost", "estimate", "provenance"):
         if not isinstance(document.get(key, {}), dict):
             faults.append(f"{key} is not an object")
+    try:
+        Choices.of(document.get("grouping", {}))
+    except (ConfigError, AttributeError, TypeError) as error:
+        faults.append(f"grouping is not an object of include, exclude, freeze, release and tie ({error})")
     model = document.get("model")
     if model is not None and not (
         isinstance(model, dict) and isinstance(model.get("factory"), str) and isinstance(model.get("kwargs", {}), dict)

@@ -3,37 +3,59 @@
 import math
 from collections.abc import Mapping
 
-import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 
 from autoslim.channels.check import check_sizes
+from autoslim.channels.choices import Choices
+from autoslim.channels.choose import Chooser
+from autoslim.channels.costs import FUNCTIONS, function_macs, layer_macs
 from autoslim.channels.flow import Flow
+from autoslim.channels.inside import groups_inside
 from autoslim.channels.map import ChannelGroup, ChannelMap, LayerCall, Run, Runs
 from autoslim.channels.rules.table import RULES
-from autoslim.channels.segments import FIXED, Axis, Refinements, Source
+from autoslim.channels.segments import FIXED, Axis, Refine, Refinements, Source
 from autoslim.channels.steps import steps_of
-from autoslim.channels.trace import trace
+from autoslim.channels.trace import Trace, trace
+from autoslim.errors import ModelError
 
 
-def find_groups(model: nn.Module, example, *, rules: Mapping | None = None) -> ChannelMap:
+def find_groups(model: nn.Module, example, *, rules: Mapping | None = None, **choices) -> ChannelMap:
     """Find which channels of `model` must share a width, and which cannot be slimmed and why.
 
     Args:
         model: a network; it is neither run, moved nor changed.
         example: one input `[N, C, ...]` or a tuple of the positional inputs.
         rules: rules for operations of your own, by function, method name or module type (see `autoslim.channels.rules`).
+        choices: `include`, `exclude` (modules), `freeze`, `release`, `tie` (groups): see `Choices`.
 
     Raises:
-        ModelError: the network's forward cannot be traced.
+        ModelError: the network's forward cannot be traced; with `include`, those modules alone must be.
+        ConfigError: a choice names nothing, or asks for what cannot be.
     """
-    rules = {**RULES, **(rules or {})}
-    traced = trace(model, example, rules)
+    rules, chosen = {**RULES, **(rules or {})}, Choices.of(choices)
+    try:
+        traced = trace(model, example, rules)
+    except ModelError:
+        if not chosen.include:
+            raise
+        return groups_inside(model, example, chosen, lambda part, inputs, rest: _find(trace(part, inputs, rules), rules, rest))
+    return _find(traced, rules, chosen)
+
+
+def _find(traced: Trace, rules: Mapping, choices: Choices) -> ChannelMap:
     refinements = Refinements()
     size_bound: dict[Source, str] = {}
     while True:
         flow = Flow(traced, refinements, rules)
         flow.run(size_bound)
+        if not flow.wanted:
+            result = _Result(flow)
+            try:
+                Chooser(flow, result.names(), result.members()).apply(choices)
+            except Refine as wanted:
+                if not refinements.add(wanted):
+                    raise
+                flow.wanted.append(wanted)
         if flow.wanted:
             flow.ties.spread_cuts(flow.wanted)
             continue
@@ -58,7 +80,7 @@ class _Result:
 
     def channel_map(self) -> ChannelMap:
         """Return what the rest of the toolkit needs."""
-        members = self._members()
+        members = self.members()
         groups = {root: self._group(root, sources, members.get(root, ())) for root, sources in self._classes.items()}
         free = tuple(groups[root] for root in self._free)
         frozen = tuple(group for root, group in groups.items() if root not in self._index)
@@ -79,7 +101,12 @@ class _Result:
         unit = self._scale[root] * self._multiples.get(root, 1)
         return ChannelGroup(name, full, unit, members, tuple(self._reasons.get(root, ())))
 
-    def _members(self) -> dict[Source, tuple[str, ...]]:
+    def names(self) -> dict[Source, str]:
+        """Return the name of each group, by the representative of its shared width."""
+        return {root: self._group(root, sources, ()).name for root, sources in self._classes.items()}
+
+    def members(self) -> dict[Source, tuple[str, ...]]:
+        """Return the layers of each shared width, by its representative."""
         found: dict[Source, dict[str, None]] = {}
         for name, axes in self._flow.members.items():
             for segment in (s for axis in axes for s in axis):
@@ -123,34 +150,10 @@ class _Result:
                 known = math.prod(sum(run.size for run in runs) for runs in axes)
                 calls.append(LayerCall(layer, math.prod(size for size, _ in factors) // batch // known, axes))
             elif node.op == "call_module" and node.target in flow.traced.opaque:
-                fixed += sum(_layer_macs(module, args[0], out) // out.shape[0] for module, args, out in node.meta["layers"])
+                fixed += sum(layer_macs(module, args[0], out) // out.shape[0] for module, args, out in node.meta["layers"])
             elif node.op == "call_module":
                 module = flow.traced.modules[node.target]
-                fixed += _layer_macs(module, flow.value(flow.first(node)), node.meta["value"]) // batch
-            elif node.target in _FUNCTIONS:
-                fixed += _function_macs(flow, node) // batch
+                fixed += layer_macs(module, flow.value(flow.first(node)), node.meta["value"]) // batch
+            elif node.target in FUNCTIONS:
+                fixed += function_macs(flow, node) // batch
         return tuple(calls), fixed
-
-
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.linear, *_TRANSPOSED)
-
-
-def _function_macs(flow: Flow, node: fx.Node) -> int:
-    """Multiply-adds of a functional conv or linear that no rule followed, for the whole batch."""
-    weight = flow.value(node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
-    over = flow.value(flow.first(node)) if node.target in _TRANSPOSED else node.meta["value"]
-    return over.numel() // weight.shape[0] * weight.numel()
-
-
-def _layer_macs(module: nn.Module, x: torch.Tensor, out) -> int:
-    """Multiply-adds of a conv or linear layer for the whole batch; 0 for other modules."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return x.numel() // module.in_channels * module.weight.numel()
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return out.numel() // module.out_channels * module.weight.numel()
-    if isinstance(module, nn.Linear):
-        return out.numel() // module.out_features * module.weight.numel()
-    if isinstance(module, nn.MultiheadAttention) and x.dim() == 3:
-        return x.numel() // module.embed_dim * 4 * module.embed_dim**2
-    return 0

@@ -95,6 +95,7 @@ class ChannelMap:
         fixed_macs: multiply-adds of conv and linear layers whose width never changes and that no call names.
         opaque: modules that could not be traced, with the reason.
         steps: the inference graph, for drawing.
+        whole: whether the network was traced from its inputs; False where only modules inside it were.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -105,3 +106,4 @@ class ChannelMap:
     fixed_macs: int
     opaque: dict[str, str]
     steps: tuple[Step, ...] = ()
+    whole: bool = True

@@ -9,7 +9,21 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-_FACTORIES = "zeros ones empty full rand randn randint arange linspace eye tensor as_tensor meshgrid".split()
+_FACTORIES = [
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "randint",
+    "arange",
+    "linspace",
+    "eye",
+    "tensor",
+    "as_tensor",
+    "meshgrid",
+]
 # Numbers that say how a kernel is applied are no channel sizes.
 _NO_SIZES = {"stride", "padding", "dilation", "kernel_size", "output_padding", "_reversed_padding_repeated_twice"}
 

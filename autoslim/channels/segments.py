@@ -175,6 +175,27 @@ class Ties:
             if segment.source is not FIXED:
                 self._reasons.setdefault(segment.source, []).append(why)
 
+    def freeze_source(self, source: Source, why: str) -> None:
+        """Keep one source part, and all that share its width, at full width."""
+        self._reasons.setdefault(source, []).append(why)
+
+    def row_of(self, sources: list[Source]) -> tuple[Segment, ...]:
+        """Return the parts of the first source's axis among some sources that share a width, as a row."""
+        axis = sources[0][0]
+        return tuple(Segment(s, self._full[s], self.inner_of(axis)) for s in sources if s[0] == axis)
+
+    def can_tie(self, a: tuple[Segment, ...], b: tuple[Segment, ...]) -> bool:
+        """Tell whether two axes can be lined up.
+
+        Raises:
+            Refine: finer parts must be known first.
+        """
+        try:
+            self._pairs(a, b)
+        except Mismatch:
+            return False
+        return True
+
     def unfreeze(self, source: Source) -> None:
         """Forget why a shared width was frozen."""
         root = self.root(source)

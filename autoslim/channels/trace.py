@@ -125,8 +125,12 @@ class _Job:
         kind = type(module)
         if kind in self.rules:
             # A weight that is no parameter of the layer is computed by a hook (the older weight_norm).
-            return not isinstance(vars(module).get("weight"), (torch.Tensor, TracedValue)) or not kind.__module__.startswith("torch.nn")
-        return kind.__module__.startswith("torch.nn.modules") and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+            return not isinstance(vars(module).get("weight"), (torch.Tensor, TracedValue)) or not kind.__module__.startswith(
+                "torch.nn"
+            )
+        return kind.__module__.startswith("torch.nn.modules") and not isinstance(
+            module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        )
 
 
 def _trace_mode(job: _Job) -> fx.Graph:
@@ -147,9 +151,10 @@ def _trace_mode(job: _Job) -> fx.Graph:
             where = _location(error)
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
             if not path:
+                inside = ", ".join(name for name, _ in job.model.named_children()) or "none"
                 raise ModelError(
-                    f"{type(job.model).__name__} cannot be traced at {where} ({reason}); "
-                    "move that code into a submodule of its own, which is then left as it is"
+                    f"{type(job.model).__name__} cannot be traced at {where} ({reason}); move that code into a submodule of its "
+                    f"own, which is then left as it is, or pass include= to slim only modules inside it ({inside})"
                 ) from error
             job.opaque[path] = f"cannot be traced at {where} ({reason})"
         finally:

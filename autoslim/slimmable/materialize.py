@@ -1,5 +1,7 @@
 """Build the plain torch.nn network of a configuration."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -12,7 +14,9 @@ from autoslim.slimmable.supernet import Supernet
 
 
 @torch.no_grad()
-def materialize(model: nn.Module, config: ChannelConfig | None = None, *, example=None) -> nn.Module:
+def materialize(
+    model: nn.Module, config: ChannelConfig | None = None, *, example=None, rules: Mapping | None = None
+) -> nn.Module:
     """Return a plain network with the widths of `config` and the leading channels of the model's weights, copied.
 
     Nothing of this toolkit is left in it, and nothing is shared with `model`. A supernet that was calibrated at `config`
@@ -22,6 +26,7 @@ def materialize(model: nn.Module, config: ChannelConfig | None = None, *, exampl
         model: a Supernet, or the plain full network that `config` belongs to.
         config: the widths; None takes what the supernet is set to.
         example: an input to trace a plain model with, where zeros of the configuration's `input_shape` will not do.
+        rules: the rules that the configuration was found with, if any were given.
 
     Raises:
         ConfigError: the configuration does not fit the model, or names no input shape for a plain model.
@@ -31,7 +36,8 @@ def materialize(model: nn.Module, config: ChannelConfig | None = None, *, exampl
     elif config is None:
         raise ConfigError(f"a plain {type(model).__name__} needs a configuration; pass ChannelConfig.load(path)")
     else:
-        net = Supernet(model, _example_for(model, config) if example is None else example, divisor=config.divisor)
+        example = _example_for(model, config) if example is None else example
+        net = Supernet(model, example, divisor=config.divisor, rules=rules, **config.grouping)
         config.check(net.groups)
     if config is None:
         return _plain_copy(net.model)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from autoslim.channels.choices import Choices
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
@@ -28,9 +29,12 @@ class Supernet(nn.Module):
         example: one input `[N, C, H, W]`, or a tuple of the positional inputs.
         divisor, steps, min_ratio: the grid of legal widths, see `Grid`.
         average_inputs: divide the output of every conv but depthwise by its active inputs (US-Nets, supplementary).
+        rules: rules for operations of your own, see `find_groups`.
+        choices: `include`, `exclude` (names of modules), `freeze`, `release`, `tie` (names of groups), see `find_groups`.
 
     Raises:
         ModelError: the model cannot be traced, or none of its channels can be slimmed.
+        ConfigError: a choice names nothing, or asks for what cannot be.
     """
 
     def __init__(
@@ -42,14 +46,19 @@ class Supernet(nn.Module):
         steps: int = 12,
         min_ratio: float = 0.1,
         average_inputs: bool = False,
+        rules: Mapping | None = None,
+        **choices,
     ):
         super().__init__()
         self.grid = Grid(divisor, steps, min_ratio)
-        self.channels = find_groups(model, example)
+        self.grouping = Choices.of(choices).to_json()
+        self.channels = find_groups(model, example, rules=rules, **choices)
         if not self.channels.groups:
             why = "; ".join(f"{g.name}: {g.frozen[0]}" for g in self.channels.frozen[:3]) or "it has no conv or linear layer"
             raise ModelError(f"{type(model).__name__} has no channel group that can be slimmed ({why})")
-        self.input_shape = tree_map(lambda t: list(t.shape[1:]), list(as_inputs(example)))
+        inputs = list(as_inputs(example))
+        # A detector takes lists of images of their own sizes: no shape of one input says what it was made for.
+        self.input_shape = tree_map(lambda t: list(t.shape[1:]), inputs) if self.channels.whole else [None]
         self.widths = [Width(g.name, g.full, g.unit, self.grid.choices(g.full, g.unit)) for g in self.channels.groups]
         self._by_name = {width.name: width for width in self.widths}
         self.model = share_copy(model)
@@ -120,7 +129,7 @@ class Supernet(nn.Module):
         """Return a configuration from one width a group, in the order of `groups`."""
         channels = {w.name: (int(value), w.full) for w, value in zip(self.widths, widths, strict=True)}
         shape = self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
-        return ChannelConfig(channels, self.grid.divisor, input_shape=shape)
+        return ChannelConfig(channels, self.grid.divisor, input_shape=shape, grouping=self.grouping)
 
     def full(self) -> ChannelConfig:
         """Return the widest configuration."""

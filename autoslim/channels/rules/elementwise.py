@@ -30,7 +30,9 @@ _SEVERAL = """
     copy_ copysign hypot
 """
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow)
-_REDUCTIONS = "mean sum amax amin prod var std logsumexp nansum nanmean all any argmax argmin max min median var_mean std_mean norm"
+_REDUCTIONS = (
+    "mean sum amax amin prod var std logsumexp nansum nanmean all any argmax argmin max min median var_mean std_mean norm"
+)
 
 
 def same(flow, node: fx.Node, *_) -> Layout:

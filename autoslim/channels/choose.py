@@ -1,0 +1,102 @@
+"""Apply what a user decides about the groups to a finished pass."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable
+
+from autoslim.channels.choices import Choices
+from autoslim.channels.flow import OUTPUT, Flow
+from autoslim.channels.segments import Source
+from autoslim.errors import ConfigError
+
+
+class Chooser:
+    """Applies a user's decisions to one finished pass.
+
+    Args:
+        flow: the pass; its ties are changed.
+        names: group name of each shared width, by its representative.
+        members: layers of each shared width, by its representative.
+    """
+
+    def __init__(self, flow: Flow, names: dict[Source, str], members: dict[Source, tuple[str, ...]]):
+        self._flow = flow
+        self._names = names
+        self._members = members
+        self._own: set[str] = {OUTPUT}
+
+    def apply(self, choices: Choices) -> None:
+        """Freeze, release and tie.
+
+        Raises:
+            Refine: finer parts must be known before two groups can be tied.
+            ConfigError: a name fits nothing, or what is asked cannot be done.
+        """
+        self._within(choices)
+        for pattern in choices.freeze:
+            for root in self._groups(pattern, "freeze"):
+                self._freeze(root, f"frozen by {pattern!r}")
+        for pattern in choices.release:
+            for root in self._groups(pattern, "release"):
+                reasons = self._flow.ties.reasons().get(root, [])
+                if other := [why for why in reasons if why not in self._own]:
+                    raise ConfigError(
+                        f"group {self._names[root]!r} cannot be released: {other[0]}; leave it frozen, or change that code"
+                    )
+                self._flow.ties.unfreeze(root)
+        for row in choices.tie:
+            self._tie([root for pattern in row for root in self._groups(pattern, "tie")])
+
+    def _within(self, choices: Choices) -> None:
+        modules = self._flow.traced.modules
+        for key, patterns in (("include", choices.include), ("exclude", choices.exclude)):
+            for pattern in patterns:
+                if not any(_inside(name, pattern) for name in modules if name):
+                    raise ConfigError(
+                        f"{key} {pattern!r} fits no module{_closest(pattern, modules)}; see the network's named_modules()"
+                    )
+        for root, sources in self._flow.ties.classes().items():
+            layers = [self._flow.ties.producers[source] for source in sources]
+            outside = [layer for layer in layers if not any(_inside(layer, p) for p in choices.include)]
+            if choices.include and outside:
+                self._freeze(root, f"{outside[0]} is outside of include {', '.join(map(repr, choices.include))}")
+            for pattern in choices.exclude:
+                if any(_inside(layer, pattern) for layer in layers):
+                    self._freeze(root, f"excluded by {pattern!r}")
+
+    def _freeze(self, root: Source, why: str) -> None:
+        self._own.add(why)
+        self._flow.ties.freeze_source(root, why)
+
+    def _groups(self, pattern: str, key: str) -> list[Source]:
+        found = [root for root, name in self._names.items() if fnmatch.fnmatchcase(name, pattern)]
+        found = found or [r for r, members in self._members.items() if any(fnmatch.fnmatchcase(m, pattern) for m in members)]
+        if not found:
+            near = _closest(pattern, self._names.values())
+            raise ConfigError(f"{key} {pattern!r} fits no channel group{near}; `autoslim inspect` lists them")
+        return [root for root in found if root in self._names]
+
+    def _tie(self, roots: list[Source]) -> None:
+        ties = self._flow.ties
+        classes = ties.classes()
+        for other in roots[1:]:
+            if ties.root(other) == ties.root(roots[0]):
+                continue
+            a, b = (ties.row_of(classes[ties.root(root)]) for root in (roots[0], other))
+            if not ties.can_tie(a, b):
+                sizes = " and ".join(
+                    f"{self._names[r]!r} ({sum(s.size for s in row)} channels)" for r, row in ((roots[0], a), (other, b))
+                )
+                raise ConfigError(f"{sizes} cannot be tied: they are not alike part by part; tie groups of one full width")
+            ties.tie(a, b, "")
+
+
+def _inside(name: str, pattern: str) -> bool:
+    """Tell whether a module is one that a pattern names, or lies inside it."""
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (closest: {near[0]!r})" if near else ""
