@@ -5,12 +5,13 @@
 For each network: channel groups, frozen groups, multiply-adds of the narrowest network as a part of the full one, the
 largest difference between the supernet and the materialised network (relative to the largest output; widest, narrowest
 and three random configurations, in eval and train mode), whether the multiply-adds equal fvcore's, and the seconds that
-grouping takes. Writes coverage.csv, coverage.md and frozen.md, one network at a time.
+grouping takes. Writes coverage.csv, coverage.md and frozen.json (why each frozen group is) after every network.
 """
 
 import argparse
 import csv
 import fnmatch
+import json
 import logging
 import time
 import traceback
@@ -182,7 +183,7 @@ def main() -> None:
             continue
         try:
             row, net = measure(library, name)
-            reasons[f"{library} {name}"] = [(group.name, group.frozen) for group in net.frozen]
+            reasons[f"{library} {name}"] = {group.name: group.frozen for group in net.frozen}
         except Exception as error:
             traceback.print_exc()
             row = dict.fromkeys(COLUMNS, "") | {"library": library, "model": name, "note": f"{type(error).__name__}: {error}"[:200]}
@@ -198,7 +199,7 @@ def read(folder: Path) -> tuple[list[dict], dict]:
     if not path.exists():
         return [], {}
     with path.open(newline="") as file:
-        return list(csv.DictReader(file)), {}
+        return list(csv.DictReader(file)), json.loads((folder / "frozen.json").read_text())
 
 
 def write(folder: Path, rows: list[dict], reasons: dict) -> None:
@@ -210,10 +211,7 @@ def write(folder: Path, rows: list[dict], reasons: dict) -> None:
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(str(row.get(column, '')) for column in COLUMNS)} |" for row in rows]
     (folder / "coverage.md").write_text("\n".join(lines) + "\n")
-    with (folder / "frozen.md").open("w") as file:
-        for name, groups in reasons.items():
-            file.write(f"\n## {name}\n\n")
-            file.writelines(f"- `{group}`: {'; '.join(why)}\n" for group, why in groups)
+    (folder / "frozen.json").write_text(json.dumps(reasons, indent=1) + "\n")
 
 
 def summary(rows: list[dict]) -> None:

@@ -644,7 +644,8 @@ class Tokens(Tricky):
 
 
 class SpatialAttention(Tricky):
-    groups = {"stem": (16, 1, ("stem",)), "gate": (1, 1, ("gate",))}
+    groups = {"stem": (16, 1, ("stem",))}
+    frozen = {"gate": "one channel", **OUTPUT}
     masked = False  # a mean over the channels knows how many there are
 
     def __init__(self):

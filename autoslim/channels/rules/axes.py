@@ -59,7 +59,8 @@ def reshape(flow, node: fx.Node, *_) -> Layout:
     out: list[Axis] = []
     for old, new in _matching_axes(before, after):
         axes = [layout[i] for i in old]
-        if 0 in old and len(new) + len(old) > 2 and any(before[i] > 1 for i in old if i) and any(axes):
+        batch = 0 in old and layout[0] is None and before[0] > 1
+        if batch and len(new) + len(old) > 2 and any(before[i] > 1 for i in old if i) and any(axes):
             raise Frozen("the channels are merged with the batch")
         merged = merge(axes, [before[i] for i in old])
         out += _spread(flow, merged, [after[i] for i in new], [written[i] for i in new])

@@ -94,7 +94,9 @@ def broadcast(flow, node: fx.Node, *_) -> Layout:
             wide = [axis for a in present if (axis := flow.layout(a)[position]) is not None]
         out.append(next((axis for axis in wide if axis is not None), None))
     for operand in (a for a in operands if a.op == "get_attr"):
-        flow.member(operand, next((axis for axis in reversed(flow.layout(operand)) if axis is not None), None))
+        own = [axis for axis in flow.layout(operand) if axis is not None]
+        if len(own) == 1:
+            flow.member(operand, own[0])
     return tuple(out)
 
 

@@ -13,6 +13,7 @@ from autoslim.channels.segments import Axis, Layout, Segment
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONV_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -68,7 +69,7 @@ def conv(flow, node: fx.Node, module: nn.Module | None) -> Layout:
         out = weight.axis(0)
         flow.blocks(out, groups)
     after = flow.value(node).shape
-    flow.layer(node, weight, out, [(after[0], None), *zip(after[2:], spatial)])
+    out = flow.layer(node, weight, out, [(after[0], None), *zip(after[2:], spatial)])
     _bind(flow, node, module, given, {"bias": out})
     flow.size(node, module, "in_channels", None, axis)
     flow.size(node, module, "out_channels", None, out)
@@ -96,7 +97,7 @@ def conv_transpose(flow, node: fx.Node, module: nn.Module | None) -> Layout:
         flow.blocks(axis, groups)
         out = weight.axis(1) and weight.axis(1) * groups
     before = flow.value(given["input"]).shape
-    flow.layer(node, weight, out, [(before[0], None), *((n, None) for n in before[2:])])
+    out = flow.layer(node, weight, out, [(before[0], None), *((n, None) for n in before[2:])])
     _bind(flow, node, module, given, {"bias": out})
     flow.size(node, module, "in_channels", None, axis)
     flow.size(node, module, "out_channels", None, out)
@@ -110,7 +111,7 @@ def linear(flow, node: fx.Node, module: nn.Module | None) -> Layout:
     weight = flow.weight(node, module, "weight", given["weight"])
     weight.bind(1, layout[-1])
     out = weight.axis(0)
-    flow.layer(node, weight, out, list(zip(flow.value(node).shape[:-1], layout[:-1])))
+    out = flow.layer(node, weight, out, list(zip(flow.value(node).shape[:-1], layout[:-1])))
     _bind(flow, node, module, given, {"bias": out})
     flow.size(node, module, "in_features", None, layout[-1])
     flow.size(node, module, "out_features", None, out)
@@ -254,8 +255,8 @@ def _is_row(value) -> bool:
 
 def table() -> dict:
     """Return the rules of this file by function, method name or module type."""
-    rules: dict = dict.fromkeys((*CONVS, F.conv1d, F.conv2d, F.conv3d), conv)
-    rules |= dict.fromkeys((*TRANSPOSED, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), conv_transpose)
+    rules: dict = dict.fromkeys((*CONVS, *CONV_FUNCTIONS[:3]), conv)
+    rules |= dict.fromkeys((*TRANSPOSED, *CONV_FUNCTIONS[3:]), conv_transpose)
     rules |= dict.fromkeys((nn.Linear, F.linear), linear)
     rules |= dict.fromkeys((*BATCH_NORMS, *each((F,), "batch_norm")), batch_norm)
     rules |= dict.fromkeys((*INSTANCE_NORMS, F.instance_norm), instance_norm)
