@@ -3,21 +3,18 @@
 Nothing here imports torch before a network is built, so that listing the spaces stays fast.
 """
 
-import difflib
-import functools
-import importlib.metadata
-import importlib.util
 import inspect
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoslim.errors import ConfigError, ModelError
+from autoslim.factories import build_model, closest, load_factory, split_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,13 +23,6 @@ else:
 
 if TYPE_CHECKING:
     from torch import nn
-
-# A factory that a file names is called when the file is used, and anyone may have sent it. So the functions of the
-# standard library (os.system), of torch itself (torch.load) and of installed packages that do not build on torch
-# (sympy.sympify and yaml.unsafe_load run the text they are given) are no factories.
-_OURS = {"autoslim", "torch", "torchvision"}
-_FOREIGN = "factory '{}' belongs to {}, which builds no networks; name a function of your own"
-_NETWORKS = ("autoslim.models.", "torchvision.models.")
 
 
 class _Key(NamedTuple):
@@ -77,12 +67,22 @@ _RECIPE = {
     "flip": _flag(False),
 }
 
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name.strip() for name in value)
+
+
 # Every table and key that a space may have beside [model], with the value it takes where the file is silent.
 _TABLES: dict[str, dict[str, _Key]] = {
     "grid": {
         "divisor": _whole(8, 1),
         "steps": _whole(12, 1),
         "min_ratio": _real(0.1, "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    },
+    "groups": {
+        **{key: _Key([], _are_names, "a list of names or patterns") for key in ("include", "exclude", "freeze", "release")},
+        "tie": _Key([], lambda v: isinstance(v, list) and all(map(_are_names, v)), 'a list of lists of names: [["a", "b"]]'),
+        "rules": _Key("", lambda v: v == "" or type(v) is str and split_name(v) is not None, "a string 'pkg.module:function'"),
     },
     "train": {
         "epochs": _whole(50, 1),
@@ -117,7 +117,7 @@ _ARGUMENT = _Key(None, lambda v: type(v) is str and v.isidentifier(), "the name 
 _SHAPE = _Key(None, _is_shape, "three whole numbers, channels, height and width: [3, 224, 224]")
 
 _MODEL = {
-    "factory": _Key(None, lambda v: type(v) is str and _split(v) is not None, "a string 'pkg.module:function'"),
+    "factory": _Key(None, lambda v: type(v) is str and split_name(v) is not None, "a string 'pkg.module:function'"),
     "kwargs": _Key({}, _is_kwargs, "a table of strings, numbers, booleans and lists"),
     "classes_argument": _ARGUMENT,
     "width_argument": _ARGUMENT,
@@ -145,6 +145,7 @@ class Space:
     full_width: float
     input_shape: tuple[int, int, int]
     grid: dict[str, Any]
+    groups: dict[str, Any]
     train: dict[str, Any]
     search: dict[str, Any]
     retrain: dict[str, Any]
@@ -161,6 +162,16 @@ class Space:
         Raises ModelError if the factory fails, or has no width argument and width is not 1.0.
         """
         return build_model(self._reference(self.full_width if width is None else width))
+
+    def with_groups(self, **given) -> "Space":
+        """Return the space with more decisions about its groups; `rules` replaces the space's."""
+        added = {key: [*self.groups[key], *row] for key, row in given.items() if key != "rules" and row}
+        rules = {"rules": given["rules"]} if given.get("rules") else {}
+        return replace(self, groups=check_table("groups", {**self.groups, **added, **rules}, f"the groups of {self.name}"))
+
+    def grouping(self) -> dict[str, Any]:
+        """Return the decisions about its groups that are not empty."""
+        return {key: value for key, value in self.groups.items() if value}
 
     def model_reference(self) -> dict[str, Any]:
         """Return {"factory", "kwargs"} of the supernet's network: what `build_model` needs, ready for JSON."""
@@ -199,7 +210,7 @@ def load_space(space: str | os.PathLike[str], *, input_shape: tuple[int, int, in
     if text in shipped:
         return _read(shipped[text])
     raise ConfigError(
-        f"unknown search space '{text}'{_closest(text, shipped)}; give one of {', '.join(shipped)}, "
+        f"unknown search space '{text}'{closest(text, shipped)}; give one of {', '.join(shipped)}, "
         "the path of a .toml file, or pkg.module:factory"
     )
 
@@ -211,96 +222,6 @@ def check_table(table: str, given: Any, where: str) -> dict[str, Any]:
     if faults:
         raise ConfigError(f"{where}: {'; '.join(faults)}")
     return values
-
-
-def build_model(reference: Mapping[str, Any]) -> "nn.Module":
-    """Build the network of {"factory": "pkg.module:function", "kwargs": {...}}.
-
-    Raises ModelError if the reference is malformed, the factory is not found, fails, or returns no torch.nn.Module.
-    """
-    fits = isinstance(reference, Mapping) and isinstance(reference.get("factory"), str)
-    if not fits or not isinstance(reference.get("kwargs", {}), Mapping):
-        raise ModelError(f'model {reference!r} is not of the form {{"factory": "pkg.module:function", "kwargs": {{}}}}')
-    name, kwargs = reference["factory"], reference.get("kwargs", {})
-    factory = load_factory(name)
-    from torch import nn
-
-    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})"
-    try:
-        model = factory(**kwargs)
-    except Exception as error:  # whatever a user's function raises
-        raise ModelError(f"{call} failed: {_told(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{call} returned {type(model).__name__}; a factory returns a torch.nn.Module")
-    return model
-
-
-def load_factory(name: str) -> Callable[..., Any]:
-    """Import the callable of 'pkg.module:name'; the current folder comes first on the import path, and stays there.
-
-    Raises ModelError if the form is wrong, the module cannot be imported, or the name is missing or no factory.
-    """
-    parts = _split(name)
-    if parts is None:
-        raise ModelError(f"factory '{name}' is not of the form pkg.module:function")
-    module_name, attribute = parts
-    if module_name.partition(".")[0] not in _OURS and is_foreign(module_name):  # not even imported
-        raise ModelError(_FOREIGN.format(name, module_name))
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does; a console script has its own folder there
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ModelError(f"factory '{name}': importing {module_name} failed: {_told(error)}") from error
-        raise ModelError(
-            f"factory '{name}': no module '{error.name}', neither installed nor in {os.getcwd()}; "
-            "install it, or run in the folder that holds it"
-        ) from error
-    except Exception as error:  # whatever a user's module raises
-        raise ModelError(f"factory '{name}': importing {module_name} failed: {_told(error)}") from error
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        raise ModelError(f"factory '{name}': {module_name} has no '{attribute}'{_closest(attribute, dir(module))}")
-    if not callable(factory):
-        raise ModelError(f"factory '{name}' is {type(factory).__name__}; it must be a function or a class")
-    _refuse_foreign(name, factory)
-    return factory
-
-
-def _refuse_foreign(name: str, factory: Any) -> None:
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    module = str(getattr(factory, "__module__", None) or "builtins")
-    if module.startswith(_NETWORKS) or not is_foreign(module):
-        return
-    if isinstance(factory, type):
-        from torch import nn
-
-        if issubclass(factory, nn.Module):
-            return
-    raise ModelError(_FOREIGN.format(name, module))
-
-
-def is_foreign(module: str) -> bool:
-    """Say whether a module is nothing that a file may call: not the user's own, nor of a package that builds on torch."""
-    home = module.partition(".")[0]
-    if home in sys.stdlib_module_names or home in _OURS:
-        return True
-    try:
-        origin = getattr(importlib.util.find_spec(home), "origin", None) or ""
-    except ValueError:  # __main__
-        return False
-    if not {"site-packages", "dist-packages"} & set(Path(origin).parts):
-        return False
-    needs = [n for d in importlib.metadata.packages_distributions().get(home, ()) for n in importlib.metadata.requires(d) or ()]
-    return not any(need.startswith("torch") and "extra ==" not in need for need in needs)
-
-
-def _split(name: str) -> tuple[str, str] | None:
-    module, colon, attribute = name.partition(":")
-    fits = colon and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
-    return (module, attribute) if fits else None
 
 
 def _from_factory(name: str, input_shape: tuple[int, int, int]) -> Space:
@@ -346,7 +267,7 @@ def _read(path: Path) -> Space:
         raise ConfigError(f"{path} is not a readable TOML file: {reason}") from error
     faults: list[str] = []
     known = {"description", "model", *_TABLES}
-    faults += [f"unknown '{key}'{_closest(key, known)}" for key in tables if key not in known]
+    faults += [f"unknown '{key}'{closest(key, known)}" for key in tables if key not in known]
     if "description" not in tables:
         faults.append("description is missing")
     elif not _NAME.fits(tables["description"]) or "\n" in tables["description"]:
@@ -370,7 +291,7 @@ def _table(tables: dict[str, Any], name: str, keys: dict[str, _Key], faults: lis
     values = {key: rule.default for key, rule in keys.items()}
     for key, value in given.items():
         if key not in keys:
-            faults.append(f"[{name}] has unknown '{key}'{_closest(key, keys)}")
+            faults.append(f"[{name}] has unknown '{key}'{closest(key, keys)}")
         elif not keys[key].fits(value):
             faults.append(f"[{name}] {key} = {value!r} must be {keys[key].rule}")
         else:
@@ -388,12 +309,3 @@ def _check_model(given: Any, model: dict[str, Any], faults: list[str]) -> None:
         faults.append(f"[model] kwargs sets '{width}', which full_width sets; leave it out of kwargs")
     if "width_argument" not in given and model["full_width"] != 1.0:
         faults.append(f"[model] full_width = {model['full_width']:g} needs width_argument; leave it out, or name that")
-
-
-def _closest(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (closest: '{near[0]}')" if near else ""
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

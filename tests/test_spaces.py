@@ -13,8 +13,9 @@ import torchvision
 from torch import nn
 
 from autoslim.errors import ConfigError, ModelError
+from autoslim.factories import build_model, load_factory
 from autoslim.models import digits_cnn, mobilenet_v1, mobilenet_v2_cifar, resnet_cifar
-from autoslim.spaces import build_model, list_spaces, load_factory, load_space
+from autoslim.spaces import list_spaces, load_space
 
 # MACs of conv and linear layers at 224 pixels and 1,000 classes: Slimmable Networks table 3, the README of its
 # code, and their exact values; where the papers give the parameters too, those (BN's weights and biases included).

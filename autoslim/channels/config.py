@@ -139,8 +139,11 @@ def _format_faults(document) -> list[str]:
         if not isinstance(document.get(key, {}), dict):
             faults.append(f"{key} is not an object")
     try:
-        Choices.of(document.get("grouping", {}))
-    except (ConfigError, AttributeError, TypeError) as error:
+        grouping = dict(document.get("grouping", {}))
+        if not isinstance(grouping.pop("rules", ""), str):
+            faults.append("grouping.rules is not a string 'pkg.module:function'")
+        Choices.of(grouping)
+    except (ConfigError, ValueError, TypeError) as error:
         faults.append(f"grouping is not an object of include, exclude, freeze, release and tie ({error})")
     model = document.get("model")
     if model is not None and not (

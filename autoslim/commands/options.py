@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+import functools
 import json
 
 import click
@@ -34,6 +35,33 @@ held_out_option = click.option(
     callback=_parse_held_out,
     help="Training images kept for the search, in place of the space's: a part (0.1) or a number (5000).",
 )
+
+
+def _names(ctx, param, values: tuple[str, ...]) -> list:
+    rows = [[name.strip() for name in value.split(",")] for value in values]
+    if any(not name for row in rows for name in row):
+        raise click.BadParameter(f"{', '.join(values)!r} holds an empty name; separate names by single commas")
+    return rows if param.name == "tie" else [name for row in rows for name in row]
+
+
+def group_options(function):
+    """Add --freeze, --tie, --release, --include, --exclude and --rules; they come in as `choices`."""
+
+    @functools.wraps(function)
+    def with_choices(*args, include, exclude, freeze, release, tie, rules, **kwargs):
+        choices = {"include": include, "exclude": exclude, "freeze": freeze, "release": release, "tie": tie, "rules": rules}
+        return function(*args, choices=choices, **kwargs)
+
+    for name, text in (
+        ("include", "Slim only channels produced inside these modules."),
+        ("exclude", "Do not slim channels produced inside these modules."),
+        ("freeze", "Keep these groups at full width."),
+        ("release", "Slim these groups though they would be kept whole."),
+        ("tie", "Give these groups one width: a,b."),
+    ):
+        with_choices = click.option(f"--{name}", multiple=True, metavar="NAME[,..]", callback=_names, help=text)(with_choices)
+    text = "Function that returns rules for operations of your own."
+    return click.option("--rules", metavar="PKG.MODULE:FUNCTION", help=text)(with_choices)
 
 
 def shape_option(function):

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autoslim.commands import options
+from autoslim.factories import load_rules
 from autoslim.spaces import load_space
 
 
@@ -41,7 +42,7 @@ def profile(network, width, latency, device, input_shape, as_json):
             raise ConfigError(f"--width {width:g} is not above 0; 1.0 is the default network")
         model = space.build(width)
         example = torch.zeros(1, *space.input_shape)
-        cost = full_cost(model, example)
+        cost = full_cost(model, example, load_rules(space.groups["rules"]))
         label = {"space": space.name, "width": width}
     document = {**label, **cost.to_json(), "peak_memory_bytes": peak_memory_bytes(model, example)}
     if latency:
@@ -62,13 +63,13 @@ def profile(network, width, latency, device, input_shape, as_json):
         )
 
 
-def full_cost(model, example):
+def full_cost(model, example, rules=None):
     """Return the cost of a plain network as it is."""
+    from autoslim.channels.groups import find_groups
     from autoslim.cost.table import CostTable
-    from autoslim.slimmable.supernet import Supernet
 
-    net = Supernet(model, example)
-    return CostTable(net).cost(net.full())
+    channels = find_groups(model, example, rules=rules)
+    return CostTable.of(channels, model).cost({group.name: group.full for group in channels.groups})
 
 
 def _latency(model, example, device: str) -> dict:

@@ -36,17 +36,18 @@ def load_network(config, where: str):
     """Build the plain network of a configuration; returns (network, cost). The weights are the factory's own."""
     import torch
 
+    from autoslim.commands.runs import group_options
     from autoslim.cost.table import CostTable
     from autoslim.errors import ConfigError
+    from autoslim.factories import build_model
     from autoslim.slimmable.materialize import example_input, materialize
     from autoslim.slimmable.supernet import Supernet
-    from autoslim.spaces import build_model
 
     if config.model is None:
         raise ConfigError(f'{where} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}')
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model)
-    net = Supernet(model, example_input(config), divisor=config.divisor)
+    net = Supernet(model, example_input(config), divisor=config.divisor, **group_options(config.grouping))
     config.check(net.groups, where)
     cost = CostTable(net).cost(config)
     config.check(net.groups, where, cost.to_json())

@@ -9,12 +9,14 @@ from torch import nn
 
 from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
+from autoslim.channels.groups import find_groups
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
-from autoslim.errors import DataError, ModelError, RunError
+from autoslim.errors import DataError, RunError
+from autoslim.factories import load_rules
 from autoslim.files import read_json, write_json
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable.supernet import Supernet
-from autoslim.spaces import Space
+from autoslim.spaces import Space, check_table
 from autoslim.training.recipe import Recipe
 
 FORMAT = "autoslim.run/1"
@@ -185,7 +187,8 @@ def space_to_json(space: Space) -> dict:
 def space_from_json(document: dict) -> Space:
     """Rebuild the search space of a run."""
     try:
-        return Space(**{**document, "path": None, "input_shape": tuple(document["input_shape"])})
+        known = {"groups": check_table("groups", document.get("groups", {}), "groups"), "path": None}
+        return Space(**{**document, **known, "input_shape": tuple(document["input_shape"])})
     except (TypeError, KeyError) as error:
         raise RunError(f"the search space in the run's config.json is damaged ({error}); restore it, or train again") from error
 
@@ -194,7 +197,13 @@ def build_supernet(space: Space, device: torch.device | str = "cpu") -> Supernet
     """Build the supernet of a search space at its full width, untrained."""
     model = to_device(space.build(), device)
     example = torch.zeros(1, *space.input_shape, device=device)
-    return Supernet(model, example, **space.grid, average_inputs=space.train.get("average_inputs", False))
+    average = space.train.get("average_inputs", False)
+    return Supernet(model, example, **space.grid, average_inputs=average, **group_options(space.grouping()))
+
+
+def group_options(grouping: dict) -> dict:
+    """Return the decisions about groups, as a space or a configuration holds them, as arguments of `Supernet`."""
+    return {**grouping, "rules": load_rules(grouping.get("rules"))}
 
 
 def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEvaluator:
@@ -223,22 +232,18 @@ def uniform_config(space: Space, net: Supernet, width: float) -> ChannelConfig:
         return with_model(net.full(), space)
     if width > space.full_width:
         raise RunError(f"width {width:g} exceeds the supernet's {space.full_width:g}; pass a smaller --width")
-    try:
-        with torch.device("meta"):
-            model = space.build(width)
-    except ModelError:  # a factory that reads values of tensors
-        model = space.build(width)
-    layers = dict(model.named_modules())
-    widths = []
-    for group in net.groups:
-        layer = layers[group.name.partition("#")[0]]
-        widths.append(getattr(layer, "out_channels", None) or layer.out_features)
-    return with_model(net.make_config(widths), space)
+    narrow = find_groups(space.build(width), torch.zeros(1, *space.input_shape), **group_options(space.grouping()))
+    widths = {group.name: group.full for group in narrow.groups}
+    unknown = [group.name for group in net.groups if group.name not in widths]
+    if unknown:
+        raise RunError(f"width {width:g} of {space.name} has no group {unknown[0]!r}; pass another --width")
+    return with_model(net.make_config([widths[group.name] for group in net.groups]), space)
 
 
 def with_model(config: ChannelConfig, space: Space) -> ChannelConfig:
     """Add to a configuration what rebuilds its network."""
-    return replace(config, space=space.name, model=space.model_reference(), input_shape=list(space.input_shape))
+    about = {"space": space.name, "model": space.model_reference(), "input_shape": list(space.input_shape)}
+    return replace(config, **about, grouping=space.grouping())
 
 
 def override(recipe: dict, **values) -> dict:

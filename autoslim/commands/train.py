@@ -20,10 +20,11 @@ from autoslim.spaces import load_space
 @options.device_option
 @options.skip_corrupt_option
 @options.shape_option
-def train(space, data, out, epochs, batch_size, lr, held_out, seed, device, skip_corrupt, input_shape):
+@options.group_options
+def train(space, data, out, epochs, batch_size, lr, held_out, seed, device, skip_corrupt, input_shape, choices):
     """Train the supernet of SPACE (a name, a TOML file or pkg.module:factory) with the sandwich rule."""
     train_run(
-        load_space(space, input_shape=input_shape),
+        load_space(space, input_shape=input_shape).with_groups(**choices),
         data,
         out,
         seed=seed,

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 
+from torch import nn
+
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.map import Run
+from autoslim.channels.map import ChannelMap, Run
 from autoslim.slimmable.supernet import Supernet
 
 
@@ -49,13 +51,23 @@ class CostTable:
     """
 
     def __init__(self, net: Supernet):
-        self._names = [group.name for group in net.groups]
-        self._macs = [_Product(call.factor, call.axes) for call in net.channels.calls]
-        self._fixed_macs = net.channels.fixed_macs
+        self._read(net.channels, net.model)
+
+    @classmethod
+    def of(cls, channels: ChannelMap, model: nn.Module) -> "CostTable":
+        """Return the table of a plain network, which need have no group that can be slimmed."""
+        table = cls.__new__(cls)
+        table._read(channels, model)
+        return table
+
+    def _read(self, channels: ChannelMap, model: nn.Module) -> None:
+        self._names = [group.name for group in channels.groups]
+        self._macs = [_Product(call.factor, call.axes) for call in channels.calls]
+        self._fixed_macs = channels.fixed_macs
         self._fixed_params = self._fixed_bytes = 0
         self._params: list[tuple[_Product, int]] = []
-        for name, parameter in net.model.named_parameters():
-            axes = net.channels.tensors.get(name)
+        for name, parameter in model.named_parameters():
+            axes = channels.tensors.get(name)
             if axes is None:
                 self._fixed_params += parameter.numel()
                 self._fixed_bytes += parameter.numel() * parameter.element_size()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoslim.data.images import ImageSet, resize_images
 from autoslim.errors import DataError
-from autoslim.spaces import is_foreign
+from autoslim.factories import is_foreign
 
 WANTED = "(train, test), each a torch Dataset of (image, int label) or a pair (uint8 [N, C, H, W], labels [N])"
 

@@ -24,15 +24,16 @@ FAINT = "#ECECEC"
 SMALL, NORMAL, LARGE = 7, 8.5, 10.5  # points
 
 
-def check_out(out: str | Path) -> Path:
+def check_out(out: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
     """Return the path of a picture.
 
     Raises:
         RunError: its suffix is not one that can be drawn.
     """
     out = Path(out)
-    if out.suffix.lower() not in SUFFIXES:
-        raise RunError(f"{str(out)!r} does not end in {' or '.join(SUFFIXES)}; name the picture plot.png or plot.svg")
+    if out.suffix.lower() not in suffixes:
+        names = " or ".join(f"plot{suffix}" for suffix in suffixes)
+        raise RunError(f"{str(out)!r} does not end in {' or '.join(suffixes)}; name the picture {names}")
     return out
 
 
@@ -41,17 +42,18 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def save_figure(figure: Figure, out: str | Path) -> Path:
-    """Write a figure as PNG (150 dots an inch) or SVG, whole or not at all; returns the path.
+def save_figure(figure: Figure, out: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """Write a figure in the format of its suffix (PNG has 150 dots an inch), whole or not at all; returns the path.
 
     Raises:
         RunError: another suffix, or the folder cannot be written.
     """
-    out = check_out(out)
+    out = check_out(out, suffixes)
     kind = out.suffix.lower()[1:]
     picture = io.BytesIO()
-    # Without a date, the same results give the same PNG.
-    figure.savefig(picture, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    # Without a date, the same results give the same PNG and PDF.
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    figure.savefig(picture, format=kind, dpi=DPI, metadata=dates.get(kind))
     with atomic_write(out, "wb") as file:
         file.write(picture.getvalue())
     return out

@@ -37,7 +37,10 @@ def materialize(
         raise ConfigError(f"a plain {type(model).__name__} needs a configuration; pass ChannelConfig.load(path)")
     else:
         example = _example_for(model, config) if example is None else example
-        net = Supernet(model, example, divisor=config.divisor, rules=rules, **config.grouping)
+        choices = {key: row for key, row in config.grouping.items() if key != "rules"}
+        if "rules" in config.grouping and rules is None:
+            raise ConfigError(f"the configuration needs the rules of {config.grouping['rules']}; pass them as rules=")
+        net = Supernet(model, example, divisor=config.divisor, rules=rules, **choices)
         config.check(net.groups)
     if config is None:
         return _plain_copy(net.model)
