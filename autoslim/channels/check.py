@@ -25,8 +25,8 @@ def check_sizes(flow: Flow) -> dict[Source, str]:
     full = {root: flow.ties.full_of(root) for root in free}
     steps = {root: multiples.get(root, 1) for root in free}
     rng = random.Random(0)
-    # Two channels at least: the statistics of a single number (a weight standardised over one input) are refused.
-    least = {root: min(2, full[root] // steps[root]) for root in free}
+    # Two channels where there are some: the statistics of a single number (a weight standardised over one input) are refused.
+    least = {root: 2 if full[root] // steps[root] >= 4 else 1 for root in free}
     draws = [{root: least[root] * steps[root] for root in free}]
     draws += [{root: steps[root] * rng.randint(least[root], full[root] // steps[root]) for root in free} for _ in range(2)]
     for mode, graph in flow.traced.graphs.items():

@@ -173,6 +173,11 @@ class Facts:
                 part = axis * count if node_of.target is operator.floordiv else self.blocks(axis, count)[0]
                 exact = self.value(whole) == sum(s.size for s in part or ())
                 return self.size(node, None, None, whole, part) if exact else None
+        if isinstance(node_of, fx.Node) and index is None and node_of.target is operator.sub:
+            whole, less = node_of.args
+            known = self.sizes.get(self._attribute(less) or ())
+            exact = known is not None and axis_size(known) == self.value(less)
+            return self.size(node, None, None, whole, known + axis) if exact else None
         other = self._shape_axis(given)
         if other is not None:
             self.ties.tie_sizes(other, axis)

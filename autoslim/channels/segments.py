@@ -241,6 +241,9 @@ class Ties:
                         self._tie_segment(left, right, "")
             except Mismatch:
                 return
+            except Refine as wanted:
+                if wanted.cuts:  # other units of channels are for layers to ask, not for a number
+                    raise
 
     def _terms(self, axis: tuple[Segment, ...]) -> dict:
         """Return how the size of an axis is made up of shared widths."""

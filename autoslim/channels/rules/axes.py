@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from autoslim.channels.rules.basics import Frozen, each, no_axes
+from autoslim.channels.rules.basics import Frozen, each, joined, no_axes
 from autoslim.channels.segments import Axis, Layout, Segment, axis_size, fixed, merge
 
 WRITTEN = "sizes are written out in the code"
@@ -26,7 +26,7 @@ def cat(flow, node: fx.Node, *_) -> Layout:
         if position != dim:
             for other in axes[1:]:
                 flow.ties.tie(axes[0], other, why)
-            out.append(next((axis for axis in axes if axis is not None), None))
+            out.append(joined(axes))
         elif all(axis is None for axis in axes):
             out.append(None)
         else:
@@ -43,7 +43,7 @@ def stack(flow, node: fx.Node, *_) -> Layout:
     for other in layouts[1:]:
         for a, b in zip(layouts[0], other):
             flow.ties.tie(a, b, why)
-    out = [next((axis for axis in axes if axis is not None), None) for axes in zip(*layouts)]
+    out = [joined(list(axes)) for axes in zip(*layouts)]
     out.insert(flow.plain(given.get("dim", 0)) % (len(out) + 1), None)
     return tuple(out)
 
@@ -254,6 +254,15 @@ def chunk(flow, node: fx.Node, *_):
     return _equal_pieces(flow, node, flow.plain(given.get("dim", 0)))
 
 
+def glu(flow, node: fx.Node, module: nn.Module | None) -> Layout:
+    """F.glu, nn.GLU: the first half of an axis times the sigmoid of the second."""
+    layout = list(flow.layout(flow.first(node)))
+    dim = module.dim if module is not None else flow.plain(flow.arguments(node, "input", "dim").get("dim", -1))
+    if layout[dim] is not None:
+        layout[dim] = flow.ties.blocks(layout[dim], 2)[0]
+    return tuple(layout)
+
+
 def split(flow, node: fx.Node, *_):
     """split(size or sizes, dim): pieces of the sizes that the code gives."""
     given = flow.arguments(node, "input", "split_size", "dim")
@@ -422,6 +431,7 @@ def table() -> dict:
     rules |= dict.fromkeys((nn.Unfold, F.unfold), unfold)
     rules |= dict.fromkeys(("chunk", "tensor_split", torch.chunk, torch.tensor_split), chunk)
     rules |= dict.fromkeys(("split", torch.split, "split_with_sizes", torch.split_with_sizes), split)
+    rules |= {nn.GLU: glu, F.glu: glu}
     rules |= {"unbind": unbind, torch.unbind: unbind, "narrow": narrow, torch.narrow: narrow}
     rules |= {"select": select, torch.select: select, "index_select": index_select, torch.index_select: index_select}
     rules[operator.getitem] = getitem

@@ -3,7 +3,7 @@
 import torch
 from torch.utils._pytree import tree_map
 
-from autoslim.channels.segments import Layout
+from autoslim.channels.segments import Axis, Layout
 
 
 class Frozen(Exception):
@@ -25,6 +25,11 @@ def no_axes(value):
 def moving(layout: Layout) -> list[int]:
     """Return the axes that can change width."""
     return [i for i, axis in enumerate(layout) if axis is not None]
+
+
+def joined(axes: list[Axis]) -> Axis:
+    """Return the axis that tied axes have in common: a fixed one, if any is, as that has frozen the others."""
+    return None if not axes or any(axis is None for axis in axes) else axes[0]
 
 
 def each(places: tuple, *names: str) -> list:

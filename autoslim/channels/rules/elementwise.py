@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import stochastic_depth
 
-from autoslim.channels.rules.basics import Frozen, each, no_axes
+from autoslim.channels.rules.basics import Frozen, each, joined, no_axes
 from autoslim.channels.segments import Axis, Layout, fixed
 
 _MODULES = """
@@ -90,9 +90,7 @@ def broadcast(flow, node: fx.Node, *_) -> Layout:
         wide = [flow.layout(a)[position] for a in present if flow.value(a).shape[position] != 1]
         for other in wide[1:]:
             flow.ties.tie(wide[0], other, why)
-        if not wide:  # a single channel, which may still be somebody's
-            wide = [axis for a in present if (axis := flow.layout(a)[position]) is not None]
-        out.append(next((axis for axis in wide if axis is not None), None))
+        out.append(joined(wide))
     for operand in (a for a in operands if a.op == "get_attr"):
         own = [axis for axis in flow.layout(operand) if axis is not None]
         if len(own) == 1:
@@ -142,8 +140,13 @@ def _over_axes(flow, node: fx.Node, dims, keep: bool):
 
 
 def attribute(flow, node: fx.Node, *_) -> Layout:
-    """x.data, x.T and x.mT."""
+    """x.data, x.T and x.mT; `values` and `indices` of what max, min and median along an axis give."""
     source, name = node.args[:2]
+    if isinstance(flow.layouts[source], list):
+        places = [i for i, piece in enumerate(flow.value(source)) if piece is getattr(flow.value(source), name)]
+        if not places:
+            raise Frozen("no rule for this attribute")
+        return flow.layouts[source][places[0]]
     layout = flow.layout(source)
     if name in ("data", "real", "grad"):
         return layout

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from autoslim.channels.rules.basics import Frozen, each, moving
+from autoslim.channels.rules.basics import Frozen, each, joined, moving
 from autoslim.channels.segments import Axis, Layout, Segment
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -211,7 +211,7 @@ def matmul(flow, node: fx.Node, *_) -> Layout:
         wide = [layout[position] for x, layout in present if flow.value(x).shape[position] != 1]
         for other in wide[1:]:
             flow.ties.tie(wide[0], other, why)
-        batch.append(next((axis for axis in wide if axis is not None), None))
+        batch.append(joined(wide))
     return (*batch, a[-2], b[-1])
 
 
@@ -230,7 +230,7 @@ def einsum(flow, node: fx.Node, *_) -> Layout:
         for letter, axis in zip(letters, flow.layout(operand)):
             if letter in axes:
                 flow.ties.tie(axes[letter], axis, why)
-            axes[letter] = axes.get(letter) or axis
+            axes[letter] = joined([axes.get(letter, axis), axis])
     return tuple(axes[letter] for letter in output)
 
 
