@@ -77,7 +77,7 @@ def input_shape(library: str, name: str, model: nn.Module) -> tuple[int, ...]:
     if library == "torchvision.video":
         return (3, 16, 224, 224) if name == "s3d" else (3, 4, 64, 64)
     fixed = getattr(model, "default_cfg", {}).get("fixed_input_size", False)
-    if fixed:
+    if fixed or name.startswith(("bat_", "halonet", "visformer")):
         return tuple(model.default_cfg["input_size"])
     if name == "inception_v3":
         return (3, 299, 299)

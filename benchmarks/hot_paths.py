@@ -12,7 +12,7 @@ import torch
 import autoslim
 from autoslim.data import ImageSet, Loader
 from autoslim.models import mobilenet_v2_cifar, resnet_cifar
-from autoslim.training.steps import plain_step, sandwich_step
+from autoslim.training.steps import Objective, plain_step, sandwich_step
 
 
 def compare(repeats: int, **sides) -> dict[str, float]:
@@ -54,18 +54,18 @@ def main() -> None:
         def at(config, net=net):
             net.set(config)
             net.train()
-            plain_step(net, x, target, label_smoothing=0.0)
+            plain_step(net, x, target, objective=Objective())
 
         plain_half = autoslim.materialize(net, half).train()
         report(
             f"{label} training step",
             compare(
                 args.repeats,
-                plain=lambda model=model: plain_step(model.train(), x, target, label_smoothing=0.0),
+                plain=lambda model=model: plain_step(model.train(), x, target, objective=Objective()),
                 full=lambda net=net: at(net.full()),
                 half=lambda: at(half),
                 narrowest=lambda: at(narrow),
-                sandwich=lambda net=net: sandwich_step(net, x, target, random_widths=2, label_smoothing=0.0, generator=generator),
+                sandwich=lambda net=net: sandwich_step(net, x, target, random_widths=2, objective=Objective(0.0), generator=generator),
             ),
             "plain",
         )
@@ -73,7 +73,7 @@ def main() -> None:
             f"{label} half width",
             compare(
                 args.repeats,
-                materialised=lambda plain=plain_half: plain_step(plain, x, target, label_smoothing=0.0),
+                materialised=lambda plain=plain_half: plain_step(plain, x, target, objective=Objective()),
                 supernet=lambda: at(half),
             ),
             "materialised",

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import tricky
+from all_cases import ALL_CASES
 from torch import nn
 from tricky import randomized
 
@@ -60,7 +61,7 @@ def test_statistics_are_those_numpy_finds_in_the_recorded_inputs(kind, widest):
             np.testing.assert_allclose(norm.running_var.numpy(), x.var(0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in tricky.CASES if kind.shapes == ((3, 8, 8),)], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [kind for kind in ALL_CASES if kind.shapes == ((3, 8, 8),)], ids=lambda kind: kind.__name__)
 def test_calibrated_subnet_equals_the_calibrated_materialized_network(kind):
     net = autoslim.Supernet(randomized(kind()), torch.randn(1, 3, 8, 8), divisor=4)
     data = batches()

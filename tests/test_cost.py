@@ -3,6 +3,7 @@ import warnings
 import pytest
 import torch
 import tricky
+from all_cases import ALL_CASES
 from fvcore.nn import FlopCountAnalysis
 from tricky import randomized
 
@@ -18,7 +19,7 @@ def counted(network, inputs):
     return rows["conv"] + rows["linear"] + rows["addmm"]
 
 
-@pytest.mark.parametrize("kind", tricky.CASES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ALL_CASES, ids=lambda kind: kind.__name__)
 def test_table_equals_fvcore_on_the_materialized_network(kind):
     model = randomized(kind())
     net = autoslim.Supernet(model, model.inputs(1), divisor=4)

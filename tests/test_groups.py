@@ -1,12 +1,13 @@
 import pytest
 import torch
 import tricky
+from all_cases import ALL_CASES
 from torch import nn
 
 import autoslim
 
 
-@pytest.fixture(params=tricky.CASES, ids=lambda kind: kind.__name__)
+@pytest.fixture(params=ALL_CASES, ids=lambda kind: kind.__name__)
 def case(request):
     torch.manual_seed(0)
     return request.param()

@@ -14,7 +14,7 @@ from tricky import randomized
 import autoslim
 from autoslim.training.checkpoint import load_checkpoint, load_weights
 from autoslim.training.loop import parameter_groups
-from autoslim.training.steps import sandwich_step
+from autoslim.training.steps import Objective, sandwich_step
 
 
 def batches(count=3, size=4, seed=0):
@@ -96,7 +96,7 @@ def test_sandwich_gradients_are_the_sum_over_materialized_networks():
             soft = logits.detach().exp() / logits.detach().exp().sum(1, keepdim=True)
         for name, parameter in plain.named_parameters():
             expected[name][index_of(name, parameter, net, config, model)] += parameter.grad
-    measured = sandwich_step(net, x, target, random_widths=3, label_smoothing=0.1, generator=torch.Generator().manual_seed(9))
+    measured = sandwich_step(net, x, target, random_widths=3, objective=Objective(0.1), generator=torch.Generator().manual_seed(9))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
     assert measured["loss"] == pytest.approx(losses[0], rel=1e-5)
@@ -109,7 +109,7 @@ def test_random_widths_may_be_none_and_only_the_ends_are_trained():
     ((x, target),) = batches(1)
     seen = []
     net.model.register_forward_pre_hook(lambda *_: seen.append(tuple(net.config.widths.values())))
-    sandwich_step(net.train(), x, target, random_widths=0, label_smoothing=0.0, generator=torch.Generator())
+    sandwich_step(net.train(), x, target, random_widths=0, objective=Objective(0.0), generator=torch.Generator())
     assert seen == [(16, 12), (4, 4)]
 
 
@@ -117,7 +117,7 @@ def test_one_step_of_training_is_sgd_on_the_sandwich_gradients():
     net, twin = supernet(), supernet()
     data = batches(1)
     (x, target) = data[0]
-    sandwich_step(twin.train(), x, target, random_widths=2, label_smoothing=0.0, generator=torch.Generator().manual_seed(0))
+    sandwich_step(twin.train(), x, target, random_widths=2, objective=Objective(0.0), generator=torch.Generator().manual_seed(0))
     autoslim.train_supernet(net, data, epochs=1, lr=0.1, schedule="constant", weight_decay=0.0, nesterov=False)
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, nn.Parameter(q - 0.1 * q.grad), rtol=1e-4, atol=1e-6)
@@ -357,4 +357,4 @@ def test_averaged_supernet_trains_and_is_folded_into_the_plain_network():
     x = batches(1)[0][0]
     plain = autoslim.materialize(net).eval()
     torch.testing.assert_close(plain(x), net.eval()(x), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(plain.a.weight, nn.Parameter(net.model.a.weight[:4, :4] / 4))
+    torch.testing.assert_close(plain.a.weight, nn.Parameter(net.source.a.weight[:4, :4] / 4))

@@ -192,10 +192,19 @@ class Facts:
             return [None]
 
     def freedom(self, given) -> int:
-        """Rank how free a size in the code is: 3 for -1, 2 where it is computed, 1 for a module's number, 0 if written out."""
-        if isinstance(given, (fx.Node, Item)):
-            return 1 if self._attribute(given) else 2
-        return 3 if given == -1 else 0
+        """Rank how free a size in the code is: 3 for -1, 2 where it follows from a tensor's shape, 1 for a module's number or
+        what is computed from such, 0 if written out."""
+        if isinstance(given, Item):
+            given = given.node
+        if not isinstance(given, fx.Node):
+            return 3 if given == -1 else 0
+        todo = [given]
+        while todo:
+            node = todo.pop()
+            if self.is_tensor(node):
+                return 2
+            todo += node.all_input_nodes
+        return 1
 
     def layer(self, node: fx.Node, weight: Weight, out: Axis, positions: list[tuple[int, Axis]]) -> Axis:
         """Record a conv or linear layer: the channels it produces, and the axes over which its weight is applied.

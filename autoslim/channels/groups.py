@@ -15,8 +15,7 @@ from autoslim.channels.map import ChannelGroup, ChannelMap, LayerCall, Run, Runs
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.segments import FIXED, Axis, Refine, Refinements, Source
 from autoslim.channels.steps import steps_of
-from autoslim.channels.trace import Trace, trace
-from autoslim.errors import ModelError
+from autoslim.channels.trace import Trace, Untraceable, trace
 
 
 def find_groups(model: nn.Module, example, *, rules: Mapping | None = None, **choices) -> ChannelMap:
@@ -29,16 +28,18 @@ def find_groups(model: nn.Module, example, *, rules: Mapping | None = None, **ch
         choices: `include`, `exclude` (modules), `freeze`, `release`, `tie` (groups): see `Choices`.
 
     Raises:
-        ModelError: the network's forward cannot be traced; with `include`, those modules alone must be.
+        ModelError: neither the network's forward can be traced, nor that of modules inside it (those of `include`, if given).
         ConfigError: a choice names nothing, or asks for what cannot be.
     """
     rules, chosen = {**RULES, **(rules or {})}, Choices.of(choices)
     try:
         traced = trace(model, example, rules)
-    except ModelError:
-        if not chosen.include:
-            raise
-        return groups_inside(model, example, chosen, lambda part, inputs, rest: _find(trace(part, inputs, rules), rules, rest))
+    except Untraceable as error:
+
+        def find(part, inputs, rest):
+            return _find(trace(part, inputs, rules), rules, rest)
+
+        return groups_inside(model, example, chosen, find, str(error))
     return _find(traced, rules, chosen)
 
 

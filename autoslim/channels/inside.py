@@ -1,83 +1,118 @@
 """Groups inside chosen modules of a network whose own forward cannot be traced (a detector around its backbone)."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.choices import Choices
 from autoslim.channels.costs import layer_macs
 from autoslim.channels.flow import OUTPUT
 from autoslim.channels.map import ChannelGroup, ChannelMap, Run, Step
-from autoslim.channels.trace import as_inputs, share_copy
+from autoslim.channels.trace import as_inputs, location, share_copy, told
 from autoslim.errors import ConfigError, ModelError
 
 
-def groups_inside(model: nn.Module, example, choices: Choices, find: Callable) -> ChannelMap:
+def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, why: str) -> ChannelMap:
     """Find the groups inside the modules that `choices.include` names; what they give to the rest stays whole.
 
-    A copy of the network is run once on the example, to see what the modules are given.
+    Without names, the outermost modules that can be traced on their own are taken. A copy of the network is run once on
+    the example, to see what the modules are given.
 
     Args:
         find: `(module, inputs, choices) -> ChannelMap` for one module on its own.
+        why: why the network itself cannot be traced.
 
     Raises:
-        ModelError: the network does not run on the example, or does not call one of the modules.
+        ModelError: the network does not run on the example, or a module that is named is not called or cannot be traced.
         ConfigError: a name is no module.
     """
     modules = dict(model.named_modules())
     for name in choices.include:
         if name not in modules:
             raise ConfigError(f"include {name!r} is no module of {type(model).__name__}; name one of its named_modules()")
-    inputs, macs = _run(model, example, choices.include)
-    parts: list[ChannelMap] = []
+    seen = _run(model, example)
     for name in choices.include:
-        rest = Choices.of({key: row for key, row in choices.to_json().items() if key != "include"}).inside(name)
-        parts.append(_placed(find(modules[name], inputs[name], rest), name, sum(len(part.groups) for part in parts)))
+        if name not in seen.inputs:
+            raise ModelError(f"{type(model).__name__} does not call {name!r} with tensors by position; include another module")
+    found: dict[str, ChannelMap] = {}
+    opaque = {"": why}
+
+    def descend(name: str) -> None:
+        """Take a module, or what can be taken inside it."""
+        if name in seen.inputs and any(True for _ in modules[name].parameters()):
+            try:
+                found[name] = find(modules[name], seen.inputs[name], _rest(choices, name))
+                return
+            except ModelError as error:
+                if choices.include:
+                    raise
+                opaque[name] = str(error)
+        for child, _ in modules[name].named_children():
+            descend(f"{name}.{child}")
+
+    for name in choices.include or [child for child, _ in model.named_children()]:
+        descend(name)
+    if not any(part.groups for part in found.values()):
+        raise ModelError(why)
+    parts: list[ChannelMap] = []
+    for name, part in found.items():
+        parts.append(_placed(part, name, sum(len(p.groups) for p in parts)))
+    outside = sum(macs for name, macs in seen.macs if not any(name == own or name.startswith(f"{own}.") for own in found))
     return ChannelMap(
         groups=tuple(group for part in parts for group in part.groups),
         frozen=tuple(group for part in parts for group in part.frozen),
         tensors={name: axes for part in parts for name, axes in part.tensors.items()},
         sizes={place: row for part in parts for place, row in part.sizes.items()},
         calls=tuple(call for part in parts for call in part.calls),
-        fixed_macs=macs + sum(part.fixed_macs for part in parts),
-        opaque={name: why for part in parts for name, why in part.opaque.items()},
+        fixed_macs=outside // seen.batch + sum(part.fixed_macs for part in parts),
+        opaque=opaque | {name: why for part in parts for name, why in part.opaque.items()},
         steps=parts[0].steps if len(parts) == 1 else (),
         whole=False,
     )
 
 
-def _run(model: nn.Module, example, names: tuple[str, ...]) -> tuple[dict[str, tuple], int]:
-    """Return what the named modules are given, and the multiply-adds of everything else."""
-    inputs: dict[str, tuple] = {}
-    macs = 0
+def _rest(choices: Choices, module: str) -> Choices:
+    return replace(choices, include=()).inside(module)
+
+
+@dataclass
+class _Seen:
+    """What one run of a network shows: what its modules are given at their first call, and their multiply-adds."""
+
+    inputs: dict[str, tuple] = field(default_factory=dict)
+    macs: list[tuple[str, int]] = field(default_factory=list)
+    batch: int = 1
+
+
+def _run(model: nn.Module, example) -> _Seen:
+    seen = _Seen()
     copied = share_copy(model).eval()
-    modules = dict(copied.named_modules())
 
-    def keep(name):
-        return lambda module, args: inputs.setdefault(name, args)
+    def watch(name: str, module: nn.Module) -> None:
+        def before(module, args, kwargs):
+            if name and not kwargs and args and isinstance(args[0], torch.Tensor) and args[0].dim() > 1:
+                seen.inputs.setdefault(name, args)
 
-    def count(module, args, out):
-        nonlocal macs
-        macs += layer_macs(module, args[0], out) if args and isinstance(args[0], torch.Tensor) else 0
+        def after(module, args, out):
+            if args and isinstance(args[0], torch.Tensor):
+                seen.macs.append((name, layer_macs(module, args[0], out)))
 
-    for name, module in modules.items():
-        if name in names:
-            module.register_forward_pre_hook(keep(name))
-        elif not any(name.startswith(f"{outer}.") for outer in names):
-            module.register_forward_hook(count)
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(after)
+
+    for name, module in copied.named_modules():
+        watch(name, module)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copied(*as_inputs(example))
     except Exception as error:
-        raise ModelError(f"{type(model).__name__} does not run on the example ({type(error).__name__}: {error})") from error
-    for name in names:
-        if not inputs.get(name):
-            raise ModelError(f"{type(model).__name__} does not call {name!r} with tensors by position; include another module")
-    batch = next(t for t in tree_leaves(inputs[names[0]]) if isinstance(t, torch.Tensor)).shape[0]
-    return inputs, macs // batch
+        where = f"{told(error)} at {location(error)}"
+        raise ModelError(f"{type(model).__name__} does not run on the example ({where}); pass an input that it takes") from error
+    first = next(iter(seen.inputs.values()), None)
+    seen.batch = first[0].shape[0] if first else 1
+    return seen
 
 
 def _placed(found: ChannelMap, name: str, offset: int) -> ChannelMap:

@@ -1,5 +1,6 @@
 """What stands for a tensor, or for a number a module keeps, while a network's forward is traced."""
 
+import builtins
 import contextlib
 import functools
 import operator
@@ -8,6 +9,7 @@ import types
 import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointFunction
 
 _FACTORIES = [
     "zeros",
@@ -29,12 +31,7 @@ _NO_SIZES = {"stride", "padding", "dilation", "kernel_size", "output_padding", "
 
 
 class _Concrete:
-    """What plain Python may ask of a traced value besides its tensor operations: its type, length and integer."""
-
-    @property
-    def __class__(self):
-        # `isinstance(x, torch.Tensor)` in a forward means the value, not what stands for it.
-        return type(self.node.meta["value"])
+    """What plain Python may ask of a traced value besides its tensor operations: its length, integer and attributes."""
 
     def __len__(self):
         return len(self.node.meta["value"])
@@ -66,6 +63,9 @@ class TracedValue(_Concrete, fx.Proxy):
 
 class TracedAttribute(_Concrete, fx.proxy.Attribute):
     """An attribute, or a method, of a traced value."""
+
+
+_TRACED = (TracedValue, TracedAttribute)
 
 
 def read_size(module: str, name: str):
@@ -108,26 +108,59 @@ def _watched(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 @contextlib.contextmanager
-def factories(tracer: fx.Tracer):
-    """Let `torch.zeros(n, c)` and its kind take traced numbers for the length of a `with` block."""
-    before = {name: getattr(torch, name) for name in _FACTORIES}
+def tracing(tracer: fx.Tracer):
+    """Let a forward treat traced values as the tensors and numbers they stand for, for the length of a `with` block.
 
-    def traced(function):
-        @functools.wraps(function)
-        def call(*args, **kwargs):
-            if any(type(leaf) in (TracedValue, TracedAttribute) for leaf in tree_leaves((args, kwargs))):
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
+    `isinstance(x, torch.Tensor)` asks the value; `torch.zeros(n, c)` and its kind, autograd functions of one's own and
+    scripted functions become operations of the graph.
+    """
+    # Torch remembers its factories at their first use under a device: it must not find ours.
+    with torch.device("meta"):
+        torch.empty(0)
+    function_apply, scripted_call = vars(torch.autograd.Function)["apply"], torch.jit.ScriptFunction.__call__
+    really_isinstance = builtins.isinstance
+    before = [(torch, name, getattr(torch, name)) for name in _FACTORIES]
 
-        return call
+    def as_operation(call, args, kwargs):
+        if any(type(leaf) in _TRACED for leaf in tree_leaves((args, kwargs))):
+            return tracer.create_proxy("call_function", call, args, kwargs)
+        return call(*args, **kwargs)
+
+    def factory(function):
+        return functools.wraps(function)(lambda *args, **kwargs: as_operation(function, args, kwargs))
+
+    def apply(kind, *args, **kwargs):
+        if kind is CheckpointFunction:
+            return args[0](*args[2:])  # it is called to save memory only
+        return as_operation(_named(function_apply.__get__(None, kind), kind.__name__), args, kwargs)
+
+    def scripted(function, *args, **kwargs):
+        return as_operation(_named(functools.partial(scripted_call, function), function.name), args, kwargs)
+
+    def isinstance_of_value(value, kinds):
+        if really_isinstance(value, kinds):
+            return True
+        return type(value) in _TRACED and really_isinstance(value.node.meta["value"], kinds)
 
     try:
-        for name, function in before.items():
-            setattr(torch, name, traced(function))
+        for owner, name, function in before:
+            setattr(owner, name, factory(function))
+        torch.autograd.Function.apply = classmethod(apply)
+        torch.jit.ScriptFunction.__call__ = scripted
+        builtins.isinstance = isinstance_of_value
         yield
     finally:
-        for name, function in before.items():
-            setattr(torch, name, function)
+        builtins.isinstance = really_isinstance
+        torch.jit.ScriptFunction.__call__ = scripted_call
+        torch.autograd.Function.apply = function_apply
+        for owner, name, function in before:
+            setattr(owner, name, function)
+
+
+def _named(function, name: str):
+    named = functools.partial(function)
+    named.__name__ = name
+    return named
 
 
 def plain_functions(rules) -> tuple:

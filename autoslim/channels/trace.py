@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, factories, plain_functions, read_size
+from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, plain_functions, read_size, tracing
 from autoslim.channels.rules.table import RULES
 from autoslim.errors import ModelError
 
@@ -105,6 +105,14 @@ def _meta_input(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
     return torch.empty((batch_size, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
 
 
+class Untraceable(ModelError):
+    """The network's own forward cannot be followed."""
+
+
+class _DoesNotRun(Exception):
+    """The network's own code fails on the example; the message says where."""
+
+
 @dataclass
 class _Job:
     """One network being traced: what has been learnt so far of how."""
@@ -139,7 +147,7 @@ def _trace_mode(job: _Job) -> fx.Graph:
         job.watch.tracer = tracer
         state = {name: dict(vars(module)) for name, module in job.skeleton.named_modules()}
         try:
-            with factories(tracer):
+            with tracing(tracer):
                 return tracer.trace(job.skeleton)
         except Exception as error:
             path = tracer.failed
@@ -148,13 +156,17 @@ def _trace_mode(job: _Job) -> fx.Graph:
             if path not in job.unwatched:
                 job.unwatched.add(path)
                 continue
-            where = _location(error)
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+            where = location(error)
+            reason = told(error)
+            if not path and isinstance(error, _DoesNotRun):
+                raise Untraceable(
+                    f"{type(job.model).__name__} does not run on zeros of the example's shape ({error}); "
+                    "pass an example input that it takes"
+                ) from error
             if not path:
-                inside = ", ".join(name for name, _ in job.model.named_children()) or "none"
-                raise ModelError(
+                raise Untraceable(
                     f"{type(job.model).__name__} cannot be traced at {where} ({reason}); move that code into a submodule of its "
-                    f"own, which is then left as it is, or pass include= to slim only modules inside it ({inside})"
+                    "own, which is then left as it is"
                 ) from error
             job.opaque[path] = f"cannot be traced at {where} ({reason})"
         finally:
@@ -290,7 +302,7 @@ class _Tracer(fx.Tracer):
                 out = real(*tree_map(zeros, args), **tree_map(zeros, kwargs))
             except Exception as error:
                 self.failed = node.target
-                raise ModelError(f"{node.target} does not run on zeros ({error})") from error
+                raise _DoesNotRun(f"{told(error)} at {location(error)}") from error
         return tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, out)
 
 
@@ -315,7 +327,13 @@ def _caller() -> str:
     return _place(frame.f_code.co_filename, frame.f_lineno) if frame else "?"
 
 
-def _location(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """Return kind and first line of an error."""
+    first = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def location(error: BaseException) -> str:
     """Name the innermost line of the user's code that an exception passed through."""
     steps, traceback = [], error.__traceback__
     while traceback:

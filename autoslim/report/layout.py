@@ -139,6 +139,7 @@ class _Arrangement:
     def _order(self) -> None:
         place = {}
         for r, row in enumerate(self._rows):
+
             def key(node, r=r, place=place):
                 leading = [place[other] for other in self._leading(node, r)]
                 return sum(leading) / len(leading) if leading else -1.0, self._skips(node, r), node[0]

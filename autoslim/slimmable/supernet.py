@@ -16,6 +16,7 @@ from autoslim.channels.map import ChannelGroup, Run
 from autoslim.channels.trace import as_inputs, share_copy
 from autoslim.errors import ConfigError, ModelError
 from autoslim.slimmable.layers import ActiveAxis, Width, adopt, averages
+from autoslim.slimmable.modes import eval_mode
 
 
 class Supernet(nn.Module):
@@ -63,6 +64,8 @@ class Supernet(nn.Module):
         self._by_name = {width.name: width for width in self.widths}
         self.model = share_copy(model)
         self._adopt(average_inputs)
+        if not self.channels.whole:
+            self._check_run(example)
         self._source = (model,)  # in a tuple: no submodule
 
     def _apply(self, fn, recurse: bool = True):
@@ -85,11 +88,27 @@ class Supernet(nn.Module):
             if axes or sizes or isinstance(module, _BatchNorm) or (average and averages(module)):
                 adopt(module, axes, sizes, average)
 
+    def _check_run(self, example) -> None:
+        """Run at the narrowest widths code that could not be traced: it may read what it calls by other ways."""
+        try:
+            with self.using(self.narrowest()), eval_mode(self), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self(*as_inputs(example))
+        except Exception as error:
+            raise ModelError(
+                f"{type(self.source).__name__}: {self.channels.opaque['']}; and it does not run with narrower modules inside "
+                f"({type(error).__name__}: {error}); name modules to slim with include="
+            ) from error
+
     def _size(self, row: tuple):
         """Return what gives the active size of an attribute: an axis, or a row of axes and numbers."""
         if isinstance(row[0], Run):
             return ActiveAxis(row, self.widths)
         return tuple(ActiveAxis(entry, self.widths) if isinstance(entry, tuple) else entry for entry in row)
+
+    @property
+    def source(self) -> nn.Module:
+        """The plain model that was given; its parameters and buffers are the supernet's."""
+        return self._source[0]
 
     def forward(self, *inputs, **kwargs):
         """Run the model at the configuration that is set."""

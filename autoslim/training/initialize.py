@@ -5,6 +5,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
+from autoslim.slimmable.supernet import Supernet
+
 
 @torch.no_grad()
 def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -14,6 +16,8 @@ def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
     other kinds draw their weights by their own `reset_parameters`; parameters of no layer stay as they are. The global
     random state is left alone.
     """
+    if isinstance(network, Supernet):
+        network = network.source  # its layers hold the full tensors, whatever width is set
     with torch.random.fork_rng(devices={p.device for p in network.parameters() if p.device.type == "cuda"}):
         torch.manual_seed(seed)
         for module in network.modules():

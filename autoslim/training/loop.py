@@ -18,7 +18,7 @@ from autoslim.slimmable.supernet import Supernet
 from autoslim.training.checkpoint import load_checkpoint, save_checkpoint
 from autoslim.training.initialize import initialize
 from autoslim.training.recipe import Recipe
-from autoslim.training.steps import plain_step, sandwich_step
+from autoslim.training.steps import Objective, plain_step, sandwich_step
 
 log = logging.getLogger("autoslim")
 
@@ -32,6 +32,8 @@ def train_supernet(
     progress: bool = False,
     recipe: Recipe | None = None,
     from_scratch: bool = False,
+    loss: Callable | None = None,
+    distill: Callable | bool = True,
     **hyper,
 ) -> list[dict]:
     """Train a supernet with the sandwich rule and inplace distillation (US-Nets, section 3).
@@ -43,6 +45,10 @@ def train_supernet(
         seed: of the drawn widths and of dropout; it makes a resumed training equal to an uninterrupted one.
         progress: draw a progress bar on stderr.
         from_scratch: draw new weights by `seed` first, instead of starting from the model's.
+        loss: `(output, target) -> scalar`, for outputs with auxiliary heads or other tasks; cross-entropy of the class
+            scores (the output, or the first entry of a tuple or dict) by default.
+        distill: what the other widths learn from the widest: its class scores, softened (True); `(output, widest output)
+            -> scalar`; or nothing (False), and they see the labels through `loss`.
         recipe, hyper: a `Recipe`, or its fields as keywords (`epochs=50, lr=0.1, ...`).
 
     Returns:
@@ -50,8 +56,9 @@ def train_supernet(
     """
     recipe = recipe or Recipe(**hyper)
     if from_scratch:
-        initialize(net.model, seed)
-    step = partial(sandwich_step, net, random_widths=recipe.random_widths, label_smoothing=recipe.label_smoothing)
+        initialize(net, seed)
+    objective = Objective(recipe.label_smoothing, loss, distill)
+    step = partial(sandwich_step, net, random_widths=recipe.random_widths, objective=objective)
     return _fit(net, step, batches, recipe, folder, seed, progress, "supernet")
 
 
@@ -64,6 +71,7 @@ def retrain(
     progress: bool = False,
     recipe: Recipe | None = None,
     from_scratch: bool = True,
+    loss: Callable | None = None,
     **hyper,
 ) -> list[dict]:
     """Train a plain network, by default from an initialisation of its own rather than from the weights it came with.
@@ -75,8 +83,10 @@ def retrain(
     if from_scratch:
         initialize(network, seed)
 
+    objective = Objective(recipe.label_smoothing, loss)
+
     def step(x, target, generator):
-        return plain_step(network, x, target, label_smoothing=recipe.label_smoothing)
+        return plain_step(network, x, target, objective=objective)
 
     return _fit(network, step, batches, recipe, folder, seed, progress, "network")
 
@@ -86,7 +96,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     decays = set()
     for module in network.modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module)):
-            decays.add(id(module.weight))
+            decays.add(id(module._parameters.get("weight")))  # the parameter itself, not its active slice
     decayed = [p for p in network.parameters() if id(p) in decays]
     rest = [p for p in network.parameters() if id(p) not in decays]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -128,7 +138,8 @@ def _fit(
             if path:
                 save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
                 _write_metrics(path.parent / "metrics.csv", rows)
-            bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}, train accuracy {rows[-1]['accuracy']:.1%}")
+            right = f", train accuracy {rows[-1]['accuracy']:.1%}" if "accuracy" in rows[-1] else ""
+            bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}{right}")
             bar.update()
     network.train(was_training)
     return rows
@@ -152,7 +163,7 @@ def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: 
         lr = recipe.lr_at(epoch * per_epoch + index, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x, target = to_device(x, device), target.to(device, non_blocking=True)
+        x, target = to_device(x, device), to_device(target, device)
         optimizer.zero_grad(set_to_none=True)
         measured = step(x, target, generator=generator)
         if recipe.clip_norm:
