@@ -91,9 +91,9 @@ class ScaledStandardized(nn.Conv2d):
 
 class Standardized(Layered):
     groups = {
-        "stem": (16, 1, ("stem", "shortcut.gain", "shortcut")),
+        "stem": (16, 1, ("stem", "shortcut", "shortcut.gain")),
         "a": (12, 1, ("a",)),
-        "b": (8, 2, ("b.gain", "b")),
+        "b": (8, 2, ("b", "b.gain")),
         "c": (6, 2, ("c",)),
     }
     segments = {"b": [("b", 4, HALF)] * 2, "b.gain": [("b", 4, HALF)] * 2, "c": [("c", 3, HALF)] * 2}
@@ -108,6 +108,28 @@ class Standardized(Layered):
     def forward(self, x):
         x = F.relu(self.stem(x) + self.shortcut(x))
         return self.pooled(F.relu(self.c(F.relu(self.b(F.relu(self.a(x)))))))
+
+
+class CalledByFunction(Layered):
+    """Layers whose weights are handed to a function."""
+
+    groups = {
+        "conv": (12, 1, ("conv", "bn", "depthwise")),
+        "fc": (8, 1, ("fc",)),
+    }
+    masked = False  # no layer is called, so none can be masked
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12)
+        self.depthwise, self.fc, self.head = nn.Conv2d(12, 12, 3, groups=12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.conv.weight, self.conv.bias, padding=1)
+        bn = self.bn
+        x = F.relu(F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.1, bn.eps))
+        x = F.conv2d(x, self.depthwise.weight, bias=self.depthwise.bias, groups=x.shape[1])
+        return self.head(F.relu(F.linear(F.relu(x).mean((2, 3)), self.fc.weight, self.fc.bias)))
 
 
 class SameConv(nn.Conv2d):
@@ -231,7 +253,7 @@ class ConvNeXt(Layered):
 class Norms(Layered):
     groups = {
         "a": (16, 4, ("a", "gn")),
-        "b": (12, 1, ("b", "one", "each")),
+        "b": (12, 1, ("b", "frozen_bn", "one", "each")),
         "c": (8, 1, ("c", "inst", "bare")),
         "d": (8, 1, ("d", "rms")),
     }
@@ -320,7 +342,7 @@ class Affine(Layered):
     """Learned tensors: a scale a channel in a list, an affine map, an embedding of the position, a query."""
 
     groups = {
-        "stem": (16, 1, ("stem", "alpha", "beta", "key")),
+        "stem": (16, 1, ("stem", "scales.0", "scales.1", "alpha", "beta", "key")),
         "value": (12, 1, ("value",)),
     }
     masked = False  # constants are added to what was zero

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.basics import Frozen
-from autoslim.channels.segments import Axis, Layout, Mismatch, Refine, Refinements, Ties, axis_size
+from autoslim.channels.segments import FIXED, Axis, Layout, Mismatch, Refine, Refinements, Source, Ties, axis_size
 from autoslim.channels.trace import Trace
 
 # An axis of a tensor of the model that no operation has used yet.
@@ -74,6 +74,7 @@ class Facts:
         self.sizes: dict[tuple[str, str, int | None], Axis] = {}
         self.calls: dict[fx.Node, tuple[str, list[int], list[Axis]]] = {}
         self.own_tensors: dict[str, list] = {}
+        self.repeats: dict[Source, int] = {}
         self.traced = traced
         self._refinements = refinements
         self.rules = rules
@@ -178,7 +179,7 @@ class Facts:
             known = self.sizes.get(self._attribute(less) or ())
             exact = known is not None and axis_size(known) == self.value(less)
             return self.size(node, None, None, whole, known + axis) if exact else None
-        other = self._shape_axis(given)
+        other = self.shape_axis(given)
         if other is not None:
             self.ties.tie_sizes(other, axis)
 
@@ -212,6 +213,10 @@ class Facts:
         Returns the channels as an axis that can move: None where there is but one.
         """
         self.ties.produce(out, weight.layer)
+        for segment in out or ():
+            if segment.source is not FIXED:
+                # A grouped transposed convolution repeats its weight's channels in every group.
+                self.repeats.setdefault(segment.source, sum(s.source == segment.source for s in out))
         if out is not None:
             self.members.setdefault(weight.layer, []).append(out)
         self.calls[node] = (weight.layer, [*positions, *((n, weight.axis(dim)) for dim, n in enumerate(weight.shape))])
@@ -226,6 +231,18 @@ class Facts:
         name = self.name_of(node) if node.op == "call_module" else layer_name(named[0]) if named else None
         if axis is not None and name is not None:
             self.members.setdefault(name, []).append(axis)
+
+    def own_tensor(self, node: fx.Node) -> fx.Node | None:
+        """Return the one tensor of the model that a value was computed from alone; None where there is more to it."""
+        found, todo = set(), [node]
+        while todo:
+            source = todo.pop()
+            if source.op == "placeholder" or source.op == "call_module":
+                return None
+            if source.op == "get_attr":
+                found.add(source)
+            todo += source.all_input_nodes
+        return found.pop() if len(found) == 1 else None
 
     def name_of(self, node: fx.Node) -> str:
         """Return the first name of the module that a node calls."""
@@ -253,7 +270,7 @@ class Facts:
             return (*node.args, index if index is None or length is None else index % length)
         return None
 
-    def _shape_axis(self, given) -> Axis:
+    def shape_axis(self, given) -> Axis:
         """Return the axis that a number is the size of: an entry of a shape, or an even part of one."""
         node, index = (given.node, given.index) if isinstance(given, Item) else (given, None)
         if not isinstance(node, fx.Node):

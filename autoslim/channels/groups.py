@@ -97,7 +97,7 @@ class _Result:
         parts = [s for s in sources if s[0] == axis]
         layer = ties.producers[sources[0]]
         name = layer if len(parts) == ties.parts_of(axis) else f"{layer}#{parts[0][1]}"
-        self._scale[root] = len(parts) * ties.inner_of(axis)
+        self._scale[root] = len(parts) * ties.inner_of(axis) * self._flow.repeats.get(sources[0], 1)
         full = ties.full_of(root) * self._scale[root]
         unit = self._scale[root] * self._multiples.get(root, 1)
         return ChannelGroup(name, full, unit, members, tuple(self._reasons.get(root, ())))

@@ -203,16 +203,17 @@ class Ties:
             del self._reasons[other]
 
     def keep_multiple(self, axis: Axis, count: int, why: str) -> None:
-        """Keep the elements of an axis divisible by `count`, segment by segment; freeze what cannot be."""
-        if axis is None:
-            return
-        if any(segment.size % count for segment in axis):
+        """Keep the elements of an axis divisible by `count`, width by width; freeze what cannot be."""
+        totals: dict = {}
+        for segment in axis or ():
+            root, size = (FIXED, segment.size) if segment.source is FIXED else (self.root(segment.source), segment.inner)
+            totals[root] = totals.get(root, 0) + size
+        full = {root: 1 if root is FIXED else self._full[root] for root in totals}
+        if any(full[root] * total % count for root, total in totals.items()):
             self.freeze(axis, why)
             return
-        for segment in axis:
-            if segment.source is not FIXED:
-                wanted = count // gcd(count, segment.inner)
-                self._multiples[segment.source] = lcm(self._multiples.get(segment.source, 1), wanted)
+        for root in totals.keys() - {FIXED}:
+            self._multiples[root] = lcm(self._multiples.get(root, 1), count // gcd(count, totals[root]))
 
     def tie(self, a: Axis, b: Axis, why: str) -> None:
         """Give two axes one width, segment by segment; what meets a fixed axis is frozen for the reason `why`.

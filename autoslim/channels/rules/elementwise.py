@@ -91,19 +91,26 @@ def broadcast(flow, node: fx.Node, *_) -> Layout:
         for other in wide[1:]:
             flow.ties.tie(wide[0], other, why)
         out.append(joined(wide))
-    for operand in (a for a in operands if a.op == "get_attr"):
-        own = [axis for axis in flow.layout(operand) if axis is not None]
-        if len(own) == 1:
-            flow.member(operand, own[0])
+    for operand in operands:
+        own, tensor = [axis for axis in flow.layout(operand) if axis is not None], flow.own_tensor(operand)
+        if len(own) == 1 and tensor is not None:
+            flow.member(tensor, own[0])
     return tuple(out)
 
 
 def expand(flow, node: fx.Node, *_) -> Layout:
-    """expand(sizes): axes are lined up from the right; those of one element stretch to a fixed size."""
+    """expand(sizes): axes are lined up from the right; one element stretches to the size of another tensor's axis, or a fixed one."""
     source, dims = flow.first(node), flow.value(node).dim()
+    rest = node.args[1:] or tuple(node.kwargs.values())
     layout, before = flow.layout(source), flow.value(source).shape
-    kept = tuple(axis if size > 1 else None for axis, size in zip(layout, before))
-    return (None,) * (dims - len(kept)) + kept
+    out: list[Axis] = []
+    for position in range(-dims, 0):
+        if -position <= len(layout) and before[position] > 1:
+            out.append(layout[position])
+        else:
+            given = flow.item(rest[0], dims + position) if flow.is_row(rest[0]) else rest[dims + position]
+            out.append(flow.shape_axis(given))
+    return tuple(out)
 
 
 def reduce(flow, node: fx.Node, *_):

@@ -26,6 +26,19 @@ def _operands(flow, node: fx.Node, module: nn.Module | None, *names: str) -> dic
     return given | {"input": flow.first(node)}
 
 
+def _owner(flow, module: nn.Module | None, weight, kinds: tuple) -> nn.Module | None:
+    """Return the layer that keeps the sizes: `module`, or the one whose own weight a function is given."""
+    if module is None and isinstance(weight, fx.Node) and weight.op == "get_attr":
+        owner = flow.traced.modules.get(weight.target.rpartition(".")[0])
+        return owner if isinstance(owner, kinds) else None
+    return module
+
+
+def _sizes(flow, node, module: nn.Module | None, **axes: Axis) -> None:
+    for name, axis in axes.items() if module is not None else ():
+        flow.size(node, module, name, None, axis)
+
+
 def _bind(flow, node, module, given: dict, axes: dict) -> None:
     for name, axis in axes.items():
         weight = flow.weight(node, module, name, given.get(name))
@@ -56,14 +69,20 @@ def conv(flow, node: fx.Node, module: nn.Module | None) -> Layout:
     if any(axis is not None for axis in spatial) and {flow.plain(s) for s in (stride if _is_row(stride) else [stride])} != {1}:
         raise Frozen("the channels lie along a spatial axis that is strided over")
     axis, groups = layout[1], flow.plain(given["groups"] or 1)
+    owner = _owner(flow, module, given["weight"], CONVS)
     if groups == 1:
         weight.bind(1, axis)
         out = weight.axis(0)
     elif weight.shape[1] == 1 and (axis is not None or weight.shape[0] == groups):
         multiplier = weight.shape[0] // groups
-        out = axis and tuple(Segment(s.source, s.full, s.inner * multiplier) for s in axis)
-        weight.bind(0, out)
+        if axis is None:
+            out = weight.axis(0)
+            flow.ties.freeze(out, flow.describe(node, "depthwise over a tensor of fixed width"))
+        else:
+            out = tuple(Segment(s.source, s.full, s.inner * multiplier) for s in axis)
+            weight.bind(0, out)
         flow.size(node, module, "groups", given["groups"], axis)
+        _sizes(flow, node, owner, groups=axis)
     else:
         weight.bind(1, flow.blocks(axis, groups)[0])
         out = weight.axis(0)
@@ -71,8 +90,7 @@ def conv(flow, node: fx.Node, module: nn.Module | None) -> Layout:
     after = flow.value(node).shape
     out = flow.layer(node, weight, out, [(after[0], None), *zip(after[2:], spatial)])
     _bind(flow, node, module, given, {"bias": out})
-    flow.size(node, module, "in_channels", None, axis)
-    flow.size(node, module, "out_channels", None, out)
+    _sizes(flow, node, owner, in_channels=axis, out_channels=out)
     return (None, out, *spatial)
 
 
@@ -99,8 +117,7 @@ def conv_transpose(flow, node: fx.Node, module: nn.Module | None) -> Layout:
     before = flow.value(given["input"]).shape
     out = flow.layer(node, weight, out, [(before[0], None), *((n, None) for n in before[2:])])
     _bind(flow, node, module, given, {"bias": out})
-    flow.size(node, module, "in_channels", None, axis)
-    flow.size(node, module, "out_channels", None, out)
+    _sizes(flow, node, _owner(flow, module, given["weight"], TRANSPOSED), in_channels=axis, out_channels=out)
     return (None, out, *layout[2:])
 
 
@@ -113,8 +130,8 @@ def linear(flow, node: fx.Node, module: nn.Module | None) -> Layout:
     out = weight.axis(0)
     out = flow.layer(node, weight, out, list(zip(flow.value(node).shape[:-1], layout[:-1])))
     _bind(flow, node, module, given, {"bias": out})
-    flow.size(node, module, "in_features", None, layout[-1])
-    flow.size(node, module, "out_features", None, out)
+    owner = _owner(flow, module, given["weight"], (nn.Linear,))
+    _sizes(flow, node, owner, in_features=layout[-1], out_features=out)
     return (*layout[:-1], out)
 
 
@@ -126,7 +143,7 @@ def batch_norm(flow, node: fx.Node, module: nn.Module | None) -> Layout:
     if layout[0] is not None:
         raise Frozen("the channels are merged with the batch")
     _bind(flow, node, module, given, dict.fromkeys(tensors, layout[1]))
-    flow.size(node, module, "num_features", None, layout[1])
+    _sizes(flow, node, _owner(flow, module, given["weight"], BATCH_NORMS), num_features=layout[1])
     flow.member(node, layout[1])
     return layout
 

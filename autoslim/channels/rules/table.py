@@ -2,6 +2,6 @@
 
 from torchvision.ops import Permute
 
-from autoslim.channels.rules import axes, elementwise, layers
+from autoslim.channels.rules import axes, elementwise, layers, pieces
 
-RULES: dict = {**elementwise.table(), **axes.table(), **layers.table(), Permute: axes.permute_module}
+RULES: dict = {**elementwise.table(), **axes.table(), **pieces.table(), **layers.table(), Permute: axes.permute_module}
