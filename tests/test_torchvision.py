@@ -1,3 +1,5 @@
+"""Every CNN of torchvision: classifiers, segmentation, video, and detectors through their backbones."""
+
 import warnings
 
 import pytest
@@ -6,11 +8,20 @@ import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torchvision.models import detection, segmentation
 
 import autoslim
 
+NO_CNN = ("vit_", "swin", "maxvit")
+CLASSIFIERS = [n for n in torchvision.models.list_models(module=torchvision.models) if not n.startswith(NO_CNN)]
+SEGMENTERS = torchvision.models.list_models(module=segmentation)
+VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18"]
+DETECTORS = ["fasterrcnn_mobilenet_v3_large_fpn", "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"]
+# The smallest inputs that the poolings of these leave something of.
+SIZES = {"inception_v3": 299, "googlenet": 96, "alexnet": 64}
+
 # Groups counted by hand: stages (or stem, stages and head) plus the inner widths of the blocks.
-MODELS = {
+COUNTED = {
     "mobilenet_v2": 1 + 1 + 16 + 6 + 1,
     "mnasnet1_0": 1 + 1 + 16 + 6 + 1,
     "resnet18": 4 + 8,
@@ -22,82 +33,108 @@ MODELS = {
     "vgg11_bn": 8 + 2,
     "googlenet": 3 + 9 * 6 + 2 * 2,
     "regnet_y_400mf": 1 + 4 + 16 * 3,
-    "convnext_tiny": 18,
+    "convnext_tiny": 4 + 18,
+    "deeplabv3_resnet50": 1 + 4 + 16 * 2 + 5 + 1 + 1 + 1,
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def built(request):
-    torch.manual_seed(0)
-    name = request.param
-    model = getattr(torchvision.models, name)(weights=None, **({"init_weights": False} if name == "googlenet" else {}))
+def build(name):
+    """Build a network with weights of its own at every place; torch's initialisations take longer than all the rest."""
+    keep = {key: getattr(nn.init, key) for key in ("normal_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "uniform_")}
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name in SEGMENTERS or name in DETECTORS:
+        extra = {"weights_backbone": None}
+    if name in DETECTORS and not name.startswith("ssd"):
+        extra |= {"min_size": 64, "max_size": 96}
+    if name in SEGMENTERS and not name.startswith("lraspp"):
+        extra["aux_loss"] = True
+    try:
+        for key in keep:
+            setattr(nn.init, key, lambda tensor, *args, **kwargs: tensor)
+        model = torchvision.models.get_model(name, weights=None, **extra)
+    finally:
+        for key, function in keep.items():
+            setattr(nn.init, key, function)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(std=0.1)
-    size = 96 if name == "googlenet" else 64
-    return name, autoslim.Supernet(model, torch.randn(1, 3, size, size)), torch.randn(3, 3, size, size)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.uniform_(-1, 1, generator=generator).mul_((4.5 / parameter[0].numel()) ** 0.5)
+            else:
+                parameter.uniform_(0.2, 0.8, generator=generator)
+        for key, buffer in model.named_buffers():
+            if key.endswith("running_mean"):
+                buffer.uniform_(-0.1, 0.1, generator=generator)
+            elif key.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def example(name, count=2):
+    generator = torch.Generator().manual_seed(2)
+    if name in VIDEO:
+        return torch.randn(count, 3, 4, 32, 32, generator=generator)
+    size = SIZES.get(name, 32 if "resn" in name or "regnet" in name else 64)
+    return torch.randn(count, 3, size, size, generator=generator)
 
 
 def outputs(network, x, training):
     network.train(training)
-    torch.manual_seed(5)  # dropout and stochastic depth
+    torch.manual_seed(5)  # dropout and stochastic depth draw one number a value, so both networks draw the same
     with torch.no_grad():
         return tree_leaves(network(x))
 
 
 def some_configs(net):
-    return [net.narrowest(), net.random(torch.Generator().manual_seed(1))]
+    generator = torch.Generator().manual_seed(1)
+    return [net.full(), net.narrowest(), *(net.random(generator) for _ in range(3))]
 
 
-def test_supernet_equals_materialized(built):
-    _, net, x = built
+def check_cost(net, config, plain, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns about what it cannot see; that is fvcore's business
+        analysis = FlopCountAnalysis(plain.eval(), x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        rows = analysis.by_operator()
+    cost = autoslim.CostTable(net).cost(config)
+    assert cost.macs == rows["conv"] + rows["linear"]
+    assert cost.params == sum(p.numel() for p in plain.parameters())
+
+
+@pytest.mark.parametrize("name", [*CLASSIFIERS, *SEGMENTERS, *VIDEO])
+def test_every_network_runs_at_any_width_as_its_plain_self(name):
+    model, x = build(name), example(name)
+    net = autoslim.Supernet(model, x)
     for config in some_configs(net):
-        plain = autoslim.materialize(net, config)
-        assert not [m for m in plain.modules() if type(m).__module__.startswith("autoslim")]
         net.set(config)
+        plain = autoslim.materialize(net)
+        assert not [m for m in plain.modules() if type(m).__module__.startswith("autoslim")]
         # Train mode last: it moves the statistics of the plain network.
         for training in (False, True):
-            # Dropout draws one number a value, so both networks draw the same.
             for out, expected in zip(outputs(net, x, training), outputs(plain, x, training), strict=True):
+                assert expected.isfinite().all()
                 torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-
-
-def test_cost_equals_fvcore(built):
-    _, net, x = built
+        if config == net.narrowest():
+            check_cost(net, config, plain, x[:1])
+            for group in net.groups:
+                for member in group.members if len(net.choices[group.name]) > 1 else ():
+                    full, slim = (dict(n.named_parameters()) for n in (model, plain))
+                    key = f"{member}.weight" if f"{member}.weight" in full else member
+                    assert slim[key].numel() < full[key].numel(), member
+    assert len(net.groups) == COUNTED.get(name, len(net.groups))
+    # All that stays whole is what the network returns.
+    assert {why for group in net.frozen for why in group.frozen} == {"the network's output"}
     table = autoslim.CostTable(net)
-    for config in some_configs(net):
-        plain = autoslim.materialize(net, config).eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing warns about what it cannot see; that is fvcore's business
-            analysis = FlopCountAnalysis(plain, x[:1]).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            rows = analysis.by_operator()
-        cost = table.cost(config)
-        assert cost.macs == rows["conv"] + rows["linear"]
-        assert cost.params == sum(p.numel() for p in plain.parameters())
+    assert table.cost(net.narrowest()).macs < 0.15 * table.cost(net.full()).macs
 
 
-def test_groups_are_as_many_as_counted_and_the_frozen_have_reasons(built):
-    name, net, _ = built
-    assert len(net.groups) == MODELS[name]
-    assert all(group.frozen and all(group.frozen) for group in net.frozen)
-    outputs_of = {"googlenet": {"fc", "aux1.fc2", "aux2.fc2"}}.get(name)
-    if name == "convnext_tiny":
-        # Every stage passes a LayerNorm, whose channels lie on the last axis.
-        assert len(net.frozen) == 6 and any("layer_norm" in "".join(g.frozen) for g in net.frozen)
-    elif outputs_of:
-        assert {g.name for g in net.frozen} == outputs_of
-    else:
-        (head,) = net.frozen
-        assert head.frozen == ("the network's output",)
-
-
-def test_every_layer_of_a_group_gets_narrower(built):
-    _, net, _ = built
-    plain = autoslim.materialize(net, net.narrowest())
-    for group in net.groups:
-        for member in group.members if len(net.choices[group.name]) > 1 else ():
-            assert plain.get_submodule(member).weight.shape[0] < net.model.get_submodule(member).weight.shape[0], member
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detectors_are_slimmed_through_their_backbone(name):
+    model, images = build(name), ([torch.rand(3, 48, 64), torch.rand(3, 64, 48)],)
+    net = autoslim.Supernet(model, images, include=["backbone"])
+    assert len(net.groups) > 25 and all(group.name.startswith("backbone.") for group in net.groups)
+    net.set(net.random(torch.Generator().manual_seed(1)))
+    plain = autoslim.materialize(net).eval()
+    with torch.no_grad():
+        for ours, expected in zip(net.eval()(*images), plain(*images), strict=True):
+            torch.testing.assert_close(ours, expected)
+    assert autoslim.CostTable(net).cost(net.config).params == sum(p.numel() for p in plain.parameters())
