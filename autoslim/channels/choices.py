@@ -37,6 +37,7 @@ class Choices:
                 raise ConfigError(f"unknown choice {key!r}; write one of {', '.join(known)}")
         rows = {key: _row(key, value) for key, value in given.items() if key != "tie"}
         ties = given.get("tie") or ()
+        ties = [ties] if isinstance(ties, str) else ties
         ties = [ties] if _is_row_of_names(ties) else ties
         rows["tie"] = tuple(_row("tie", row.split(",") if isinstance(row, str) else row) for row in ties)
         for row in rows["tie"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from autoslim.channels.choices import Choices
 from autoslim.channels.flow import OUTPUT, Flow
-from autoslim.channels.segments import Source
+from autoslim.channels.segments import Segment, Source, axis_size
 from autoslim.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ class Chooser:
                     )
                 self._flow.ties.unfreeze(root)
         for row in choices.tie:
-            self._tie([root for pattern in row for root in self._groups(pattern, "tie")])
+            self._tie([axis for pattern in row for axis in self._axes(pattern)])
 
     def _within(self, choices: Choices) -> None:
         modules = self._flow.traced.modules
@@ -69,26 +69,32 @@ class Chooser:
         self._flow.ties.freeze_source(root, why)
 
     def _groups(self, pattern: str, key: str) -> list[Source]:
-        found = [root for root, name in self._names.items() if fnmatch.fnmatchcase(name, pattern)]
+        names = {root: (name, name.partition("#")[0]) for root, name in self._names.items()}
+        found = [root for root, both in names.items() if any(fnmatch.fnmatchcase(name, pattern) for name in both)]
         found = found or [r for r, members in self._members.items() if any(fnmatch.fnmatchcase(m, pattern) for m in members)]
         if not found:
             near = _closest(pattern, self._names.values())
             raise ConfigError(f"{key} {pattern!r} fits no channel group{near}; `autoslim inspect` lists them")
         return [root for root in found if root in self._names]
 
-    def _tie(self, roots: list[Source]) -> None:
-        ties = self._flow.ties
-        classes = ties.classes()
-        for other in roots[1:]:
-            if ties.root(other) == ties.root(roots[0]):
-                continue
-            a, b = (ties.row_of(classes[ties.root(root)]) for root in (roots[0], other))
-            if not ties.can_tie(a, b):
-                sizes = " and ".join(
-                    f"{self._names[r]!r} ({sum(s.size for s in row)} channels)" for r, row in ((roots[0], a), (other, b))
-                )
+    def _axes(self, pattern: str) -> list[tuple[Segment, ...]]:
+        """Return the channels of the first layer of each group, the parts of one layer in a row."""
+        ties, classes = self._flow.ties, self._flow.ties.classes()
+        axes: dict[tuple[str, int], list[Source]] = {}
+        for root in self._groups(pattern, "tie"):
+            sources = classes[ties.root(root)]
+            axes.setdefault(sources[0][0], []).extend(s for s in sources if s[0] == sources[0][0])
+        return [ties.row_of(sorted(set(sources))) for sources in axes.values()]
+
+    def _tie(self, axes: list[tuple[Segment, ...]]) -> None:
+        for other in axes[1:]:
+            if not self._flow.ties.can_tie(axes[0], other):
+                sizes = " and ".join(f"{self._name(axis)!r} ({axis_size(axis)} channels)" for axis in (axes[0], other))
                 raise ConfigError(f"{sizes} cannot be tied: they are not alike part by part; tie groups of one full width")
-            ties.tie(a, b, "")
+            self._flow.ties.tie(axes[0], other, "")
+
+    def _name(self, axis: tuple[Segment, ...]) -> str:
+        return self._flow.ties.producers[axis[0].source]
 
 
 def _inside(name: str, pattern: str) -> bool:

@@ -8,6 +8,7 @@ from autoslim.channels.facts import UNBOUND, Facts
 from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.basics import Fixed, Frozen, no_axes
 from autoslim.channels.rules.layers import CONV_FUNCTIONS, LAYERS
+from autoslim.channels.rules.table import RULES
 from autoslim.channels.segments import Axis, Layout, Mismatch, Refine, Refinements, Segment
 from autoslim.channels.trace import Trace
 
@@ -124,12 +125,12 @@ class Flow(Facts):
         return node.meta["tensors"]
 
     def is_layer(self, node: fx.Node) -> bool:
-        """Tell whether a node is a module whose own tensors a rule follows: its output has the width that the rule says."""
+        """Tell whether a node is a layer, of torch or with a rule of its user: its output has the width that the rule says."""
         if node.op != "call_module" or node.target in self.traced.opaque:
             return False
         module = self.traced.modules[node.target]
         kind = type(module)
-        return kind in LAYERS or (kind in self.rules and bool(self._names_in(node)))
+        return kind in LAYERS or (kind in self.rules and kind not in RULES)
 
     def rule_of(self, node: fx.Node):
         """Return the rule of an operation, None where it has none."""

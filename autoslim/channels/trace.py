@@ -279,7 +279,12 @@ class _Tracer(fx.Tracer):
         try:
             if node.op == "call_module" and node.target in self._job.opaque:
                 return self._run_opaque(node, args, kwargs)
-            value = run_node(node, args, kwargs, self.root)
+            try:
+                value = run_node(node, args, kwargs, self.root)
+            except Exception:
+                if node.op != "call_module" or type(self.root.get_submodule(node.target)) in RULES:
+                    raise
+                value = self._run_opaque(node, args, kwargs)  # a module with a rule of its user
             return list(value) if isinstance(value, (KeysView, ValuesView, ItemsView)) else value
         finally:
             self._evaluating = False
