@@ -132,17 +132,6 @@ def test_profile_of_a_configuration_is_its_cost(search, capsys):
     assert 0 < document["latency"]["low_ms"] <= document["latency"]["median_ms"] <= document["latency"]["high_ms"]
 
 
-def test_inspect_lists_groups_and_reasons(capsys):
-    assert run("inspect", "torchvision.models:convnext_tiny", "--input-shape", "3,64,64", "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    assert len(document["groups"]) == 18
-    assert all(group["choices"][-1] == group["full"] and group["members"] for group in document["groups"])
-    reasons = [reason for group in document["frozen"] for reason in group["reasons"]]
-    assert any("layer_norm" in reason and "convnext.py:" in reason for reason in reasons)
-    assert run("inspect", "digits_cnn") == 0
-    assert "network's output" in capsys.readouterr().out
-
-
 def test_spaces_lists_what_ships(capsys):
     assert run("spaces", "--json") == 0
     names = {space["name"] for space in json.loads(capsys.readouterr().out)}

@@ -8,7 +8,7 @@ import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from torchvision.models import detection, segmentation
+from torchvision.models import segmentation
 
 import autoslim
 

@@ -233,7 +233,7 @@ class _Picture:
         points, codes = [moved[0][1]], [Path.MOVETO]
         for what, (x, y) in moved[1:]:
             if what == "curve":
-                (x0, y0), middle = points[-1], (points[-1][1] + y) / 2
+                x0, middle = points[-1][0], (points[-1][1] + y) / 2
                 points += [(x0, middle), (x, middle), (x, y)]
                 codes += [Path.CURVE4] * 3
             else:
@@ -248,7 +248,7 @@ class _Picture:
     def _legend_lines(self) -> list[tuple[str, str | None, str]]:
         """Return (label, group to show in its colour, text), a line each."""
         lines = [
-            ("", None, "LAYER   label of its group, name; kind, channels at full width"),
+            ("", None, "LAYER   group, name; kind, channels at full width"),
             ("+  ×", None, "branches are added, multiplied (tied to one width)"),
             ("cat", None, "branches are put side by side, each with its own colour"),
             ("", None, ""),
