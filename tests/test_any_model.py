@@ -1,5 +1,8 @@
 """What users bring: several inputs, other precisions, odd attributes and loaders."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -99,3 +102,163 @@ def test_from_scratch_means_every_layer():
 def test_a_run_that_was_sent_cannot_name_a_function_of_others():
     with pytest.raises(autoslim.AutoSlimError, match="belongs to os"):
         load_data("os:abort")
+
+
+# Code that a tracer must not be fooled by ----------------------------------------------------
+
+TABLE = None
+CACHED = {}
+
+
+class Wild(TwoInputs):
+    """A network with one odd line between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(self.b(self.odd(torch.relu(self.a(x)))).mean((2, 3)))
+
+
+class CountsInPython(Wild):
+    def odd(self, x):
+        half = int(x.size(1) * 0.5)
+        return torch.cat([x[:, half:], x[:, :half]], 1)
+
+
+class KeepsTables(Wild):
+    def odd(self, x):
+        global TABLE
+        if TABLE is None:
+            TABLE = torch.linspace(0, 1, 8, device=x.device)
+        CACHED.setdefault("grid", torch.ones(8, device=x.device))
+        random.random(), np.random.rand()
+        return x * TABLE * CACHED["grid"]
+
+
+class OldVariable(Wild):
+    def odd(self, x):
+        return torch.autograd.Variable(x) + torch.from_numpy(np.ones((1, 1, 8), np.float32))
+
+
+class Compiled(Wild):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.compile(nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU()), backend="eager")
+
+    def odd(self, x):
+        return self.inner(x)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return (y, y.mean()) if y.mean() < 1e9 else (y, None)
+
+
+class ReturnsPair(Wild):
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair()
+
+    def odd(self, x):
+        return self.pair(x)[0]
+
+
+def check_identity(net, x):
+    for config in (net.full(), net.narrowest(), net.random(torch.Generator().manual_seed(1))):
+        net.set(config)
+        torch.testing.assert_close(net.eval()(x), autoslim.materialize(net).eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile looks at every tensor it meets
+@pytest.mark.parametrize(
+    "kind, groups",
+    [
+        (CountsInPython, ["b"]),
+        (KeepsTables, ["a", "b"]),
+        (OldVariable, ["a", "b"]),
+        (Compiled, ["a", "inner.0", "b"]),
+        (ReturnsPair, ["b"]),
+    ],
+)
+def test_odd_code_is_followed_or_frozen(kind, groups):
+    model = kind()
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    net = autoslim.Supernet(model, X, divisor=4)
+    assert [group.name.removesuffix("._orig_mod.0") for group in net.groups] == [g.removesuffix(".0") for g in groups]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2] and torch.equal(torch.get_rng_state(), before[2])
+    assert TABLE is None and not CACHED
+    check_identity(net, X)
+    globals().update(TABLE=None)
+    CACHED.clear()
+
+
+def test_a_count_in_plain_python_is_named():
+    reasons = " ".join(why for group in autoslim.find_groups(CountsInPython(), X).frozen for why in group.frozen)
+    assert "its channels are counted in plain Python" in reasons and "half = int(x.size(1)" in reasons
+
+
+def test_tracing_leaves_torch_as_it_was():
+    names = ("zeros", "tensor", "from_numpy", "arange")
+    before = [isinstance, *(getattr(torch, name) for name in names), torch.autograd.Function.__dict__["apply"]]
+
+    class Fails(Wild):
+        def odd(self, x):
+            raise RuntimeError("always")
+
+    for model in (KeepsTables(), CountsInPython()):
+        autoslim.find_groups(model, X)
+    with pytest.raises(autoslim.AutoSlimError, match="does not run on the example .RuntimeError: always"):
+        autoslim.find_groups(Fails(), X)
+    assert [isinstance, *(getattr(torch, name) for name in names), torch.autograd.Function.__dict__["apply"]] == before
+    with torch.device("meta"):
+        assert torch.zeros(2).is_meta and torch.tensor(1.0).is_meta
+
+
+def test_an_input_may_be_left_out():
+    class Optional(TwoInputs):
+        def forward(self, a, mask=None):
+            return self.body(a if mask is None else a * mask)
+
+    model = Optional()
+    net = autoslim.Supernet(model, (X, None))
+    slim = autoslim.materialize(model, net.narrowest())
+    assert slim(X, None).shape == (8, 4)
+
+
+def test_a_scripted_module_is_refused_with_the_way_out():
+    class Scripted(TwoInputs):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.jit.script(self.body)
+
+        def forward(self, x):
+            return self.body(x)
+
+    with pytest.raises(autoslim.AutoSlimError, match="body is a scripted module.*pass the plain module"):
+        autoslim.Supernet(Scripted(), X)
+
+
+def test_a_loss_of_ones_own_trains_auxiliary_heads():
+    class Aux(TwoInputs):
+        def __init__(self):
+            super().__init__()
+            self.aux = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return {"logits": self.body(x), "aux": self.aux(x.mean((2, 3)))}
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output["logits"], target) + 0.3 * nn.functional.cross_entropy(output["aux"], target)
+
+    for distill in (True, False, lambda out, widest: (out["logits"] - widest["logits"]).square().mean()):
+        net = autoslim.Supernet(Aux(), X)
+        before = net.source.aux.weight.detach().clone()
+        (row,) = autoslim.train_supernet(net, [(X, Y)], epochs=1, loss=loss, distill=distill, lr=0.1, warmup_epochs=0)
+        assert row["loss"] > 0 and "accuracy" not in row and not torch.equal(net.source.aux.weight, before)

@@ -562,8 +562,8 @@ class OwnSigmoid(nn.Module):
 
 
 class OwnFunction(Layered):
-    groups = {"first": (12, 1, ("first",)), "last": (8, 1, ("last",))}
-    frozen = {"before": "Sigmoid: no rule", **OUTPUT}
+    groups = {"first": (12, 1, ("first",)), "before": (16, 1, ("before",)), "last": (8, 1, ("last",))}
+    masked = False  # sigmoid(0) is not 0
 
     def __init__(self):
         super().__init__()

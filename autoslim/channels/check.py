@@ -12,6 +12,7 @@ from autoslim.channels.segments import FIXED, Axis, Source
 from autoslim.channels.trace import run_node
 
 _WHY = "sizes are written out in the code"
+_PLAIN = "its channels are counted in plain Python"
 
 
 def check_sizes(flow: Flow) -> dict[Source, str]:
@@ -56,6 +57,9 @@ class _Run:
             expected = self._expected(flow.layouts[node], node.meta["value"])
             if node.target is read_size:
                 values[node] = self._number(node)
+                if node.meta.get("plain") and values[node] != node.meta["value"]:
+                    axes = [axis for place, axis in flow.sizes.items() if place[:2] == node.args and axis]
+                    return dict.fromkeys(self._free(axes), flow.describe(node, _PLAIN))
                 continue
             if node.op in ("placeholder", "get_attr") or flow.is_layer(node) or node.target in flow.traced.opaque:
                 values[node] = node.meta["value"] if expected is None else expected
@@ -66,10 +70,11 @@ class _Run:
                 fits = expected is None or _sizes(values[node]) == _sizes(expected)
             except Exception:
                 fits = False
-            if not fits:
+            changed = fits and node.meta.get("plain") and values[node] != node.meta["value"]
+            if not fits or changed:
                 bound = self._sources(node)
                 if bound:
-                    return dict.fromkeys(bound, flow.describe(node, _WHY))
+                    return dict.fromkeys(bound, flow.describe(node, _PLAIN if changed else _WHY))
                 values[node] = node.meta["value"] if expected is None else expected
         return {}
 
@@ -97,6 +102,9 @@ class _Run:
                 axes = axes + axes_in(self._flow.layouts[source])
             else:
                 todo += source.all_input_nodes
+        return self._free(axes)
+
+    def _free(self, axes: list[Axis]) -> list[Source]:
         sources = [s.source for axis in axes for s in axis if s.source is not FIXED]
         return [source for source in sources if self._flow.ties.root(source) in self._widths]
 

@@ -151,7 +151,7 @@ class _Result:
                 known = math.prod(sum(run.size for run in runs) for runs in axes)
                 calls.append(LayerCall(layer, math.prod(size for size, _ in factors) // batch // known, axes))
             elif node.op == "call_module" and node.target in flow.traced.opaque:
-                fixed += sum(layer_macs(module, args[0], out) // out.shape[0] for module, args, out in node.meta["layers"])
+                fixed += sum(layer_macs(module, args[0], out) for module, args, out in node.meta["layers"] if args) // batch
             elif node.op == "call_module":
                 module = flow.traced.modules[node.target]
                 fixed += layer_macs(module, flow.value(flow.first(node)), node.meta["value"]) // batch

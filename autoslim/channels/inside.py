@@ -9,6 +9,7 @@ from torch import nn
 from autoslim.channels.choices import Choices
 from autoslim.channels.costs import layer_macs
 from autoslim.channels.flow import OUTPUT
+from autoslim.channels.isolation import same_randomness
 from autoslim.channels.map import ChannelGroup, ChannelMap, Run, Step
 from autoslim.channels.trace import as_inputs, location, share_copy, told
 from autoslim.errors import ConfigError, ModelError
@@ -103,9 +104,10 @@ def _run(model: nn.Module, example) -> _Seen:
         module.register_forward_hook(after)
 
     for name, module in copied.named_modules():
-        watch(name, module)
+        if not isinstance(module, torch.jit.ScriptModule):
+            watch(name, module)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), same_randomness():
             copied(*as_inputs(example))
     except Exception as error:
         where = f"{told(error)} at {location(error)}"

@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import functools
+import math
 import operator
 import types
 
@@ -37,9 +38,22 @@ class _Concrete:
         return len(self.node.meta["value"])
 
     def __int__(self):
-        return self._plain(int)
+        return self._counted(int)
+
+    def __floor__(self):
+        return self._counted(math.floor)
+
+    def __ceil__(self):
+        return self._counted(math.ceil)
+
+    def __trunc__(self):
+        return self._counted(math.trunc)
+
+    def __round__(self, digits=None):
+        return self._counted(lambda value: round(value, digits))
 
     def __index__(self):
+        # Torch asks this of every number that it is given, so nothing follows from it.
         return self._plain(operator.index)
 
     def __float__(self):
@@ -55,6 +69,11 @@ class _Concrete:
         if isinstance(value, torch.Tensor):
             raise fx.proxy.TraceError("plain Python reads the value of a tensor")
         return convert(value)
+
+    def _counted(self, convert):
+        # From here on the graph holds the number of now: `check_sizes` sees to it that it is the same at other widths.
+        self.node.meta["plain"] = True
+        return self._plain(convert)
 
 
 class TracedValue(_Concrete, fx.Proxy):
@@ -119,6 +138,7 @@ def tracing(tracer: fx.Tracer):
         torch.empty(0)
     function_apply, scripted_call = vars(torch.autograd.Function)["apply"], torch.jit.ScriptFunction.__call__
     really_isinstance = builtins.isinstance
+    variable = type(torch.autograd.Variable)
     before = [(torch, name, getattr(torch, name)) for name in _FACTORIES]
 
     def as_operation(call, args, kwargs):
@@ -132,6 +152,12 @@ def tracing(tracer: fx.Tracer):
     def apply(kind, *args, **kwargs):
         if kind is CheckpointFunction:
             return args[0](*args[2:])  # it is called to save memory only
+        known = list(tracer.graph.nodes)
+        try:
+            return _forward_of(kind)(*args, **kwargs)
+        except Exception:
+            for node in reversed(list(tracer.graph.nodes)[len(known) :]):
+                tracer.graph.erase_node(node)
         return as_operation(_named(function_apply.__get__(None, kind), kind.__name__), args, kwargs)
 
     def scripted(function, *args, **kwargs):
@@ -142,9 +168,20 @@ def tracing(tracer: fx.Tracer):
             return True
         return type(value) in _TRACED and really_isinstance(value.node.meta["value"], kinds)
 
+    def wrap(kind, *args, **kwargs):
+        # `Variable(x)` of old code is x.
+        return args[0] if args and type(args[0]) in _TRACED else type.__call__(kind, *args, **kwargs)
+
+    from_numpy = torch.from_numpy
+
+    def from_array(array):
+        return from_numpy(array).to(torch.empty(0).device)  # the default device: meta, but within what cannot be traced
+
     try:
         for owner, name, function in before:
             setattr(owner, name, factory(function))
+        torch.from_numpy = from_array
+        variable.__call__ = wrap
         torch.autograd.Function.apply = classmethod(apply)
         torch.jit.ScriptFunction.__call__ = scripted
         builtins.isinstance = isinstance_of_value
@@ -152,9 +189,18 @@ def tracing(tracer: fx.Tracer):
     finally:
         builtins.isinstance = really_isinstance
         torch.jit.ScriptFunction.__call__ = scripted_call
+        del variable.__call__
+        torch.from_numpy = from_numpy
         torch.autograd.Function.apply = function_apply
         for owner, name, function in before:
             setattr(owner, name, function)
+
+
+def _forward_of(kind):
+    """Return what an autograd function computes, as a function of its inputs alone."""
+    if kind.setup_context is not torch.autograd.Function.setup_context:
+        return kind.forward
+    return functools.partial(kind.forward, torch.autograd.function.FunctionCtx())
 
 
 def _named(function, name: str):

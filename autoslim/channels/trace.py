@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.channels.isolation import same_globals, same_randomness
 from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, plain_functions, read_size, tracing
 from autoslim.channels.rules.table import RULES
 from autoslim.errors import ModelError
@@ -85,16 +86,23 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
     if not tensors or any(t.dim() == 0 for t in tensors):
         raise ModelError("the example input must be a tensor [N, ...] or a tuple of such tensors; pass torch.randn(1, 3, H, W)")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
+            raise ModelError(
+                f"{name or type(model).__name__} is a scripted module, whose layers cannot be read; "
+                "pass the plain module, and script what materialize returns"
+            )
     skeleton = meta_copy(model)
     # Batch norm refuses to train on one value a channel, so a batch of one is traced as two.
     batch_size = max(2, tensors[0].shape[0])
     inputs = tree_map(lambda t: _meta_input(t, batch_size) if isinstance(t, torch.Tensor) else t, inputs)
     job = _Job(model, skeleton, inputs, RULES if rules is None else rules)
     for name, module in skeleton.named_modules():
-        if not job.is_leaf(module, name) and not type(module).__module__.startswith("torch.nn.modules"):
+        own = not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn.modules")
+        if own and not job.is_leaf(module, name):
             job.watch.over(module)
     graphs = {}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.no_grad(), same_randomness(), torch.device("meta"):
         for mode in ("eval", "train"):
             skeleton.train(mode == "train")
             graphs[mode] = _trace_mode(job)
@@ -147,7 +155,7 @@ def _trace_mode(job: _Job) -> fx.Graph:
         job.watch.tracer = tracer
         state = {name: dict(vars(module)) for name, module in job.skeleton.named_modules()}
         try:
-            with tracing(tracer):
+            with same_globals(job.model), tracing(tracer):
                 return tracer.trace(job.skeleton)
         except Exception as error:
             path = tracer.failed
@@ -212,6 +220,8 @@ class _Tracer(fx.Tracer):
     def call_module(self, module, forward, args, kwargs):
         if self._evaluating:
             return forward(*args, **kwargs)
+        if type(module).__module__ == "torch._dynamo.eval_frame":
+            return module._orig_mod(*args, **kwargs)  # torch.compile(module)
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:
@@ -300,15 +310,26 @@ class _Tracer(fx.Tracer):
 
             macs = node.meta["layers"] = []
             for module in real.modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
                 module.register_forward_hook(
                     lambda m, args, kwargs, out: macs.append((m, (*args, *kwargs.values()), out)), with_kwargs=True
                 )
             try:
-                out = real(*tree_map(zeros, args), **tree_map(zeros, kwargs))
+                out = real(*_own_lists(tree_map(zeros, args)), **_own_lists(tree_map(zeros, kwargs)))
             except Exception as error:
                 self.failed = node.target
                 raise _DoesNotRun(f"{told(error)} at {location(error)}") from error
         return tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, out)
+
+
+def _own_lists(value):
+    """Return a copy whose lists and dicts can be written to: those of a graph refuse it."""
+    if isinstance(value, list):
+        return [_own_lists(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _own_lists(v) for k, v in value.items()}
+    return tuple(map(_own_lists, value)) if type(value) is tuple else value
 
 
 def run_node(node: fx.Node, args: tuple, kwargs: dict, root: nn.Module):

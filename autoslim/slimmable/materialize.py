@@ -56,6 +56,8 @@ def example_input(config: ChannelConfig):
 
 
 def _zeros(shape):
+    if shape is None:
+        return None
     if isinstance(shape, dict):
         return {name: _zeros(part) for name, part in shape.items()}
     if isinstance(shape[0], int):
@@ -66,7 +68,7 @@ def _zeros(shape):
 def _example_for(model: nn.Module, config: ChannelConfig):
     """Return the example input at the precision of the model's weights."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return tree_map(lambda t: t.to(dtype), example_input(config))
+    return tree_map(lambda t: t if t is None else t.to(dtype), example_input(config))
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

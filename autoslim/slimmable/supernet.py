@@ -12,11 +12,17 @@ from autoslim.channels.choices import Choices
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
+from autoslim.channels.isolation import same_randomness
 from autoslim.channels.map import ChannelGroup, Run
 from autoslim.channels.trace import as_inputs, share_copy
 from autoslim.errors import ConfigError, ModelError
 from autoslim.slimmable.layers import ActiveAxis, Width, adopt, averages
 from autoslim.slimmable.modes import eval_mode
+
+
+def _shape_of_one(value) -> list[int] | None:
+    """Return the shape of one example of an input; None for what is no tensor."""
+    return list(value.shape[1:]) if isinstance(value, torch.Tensor) else None
 
 
 class Supernet(nn.Module):
@@ -59,7 +65,8 @@ class Supernet(nn.Module):
             raise ModelError(f"{type(model).__name__} has no channel group that can be slimmed ({why})")
         inputs = list(as_inputs(example))
         # A detector takes lists of images of their own sizes: no shape of one input says what it was made for.
-        self.input_shape = tree_map(lambda t: list(t.shape[1:]), inputs) if self.channels.whole else [None]
+        whole = self.channels.whole
+        self.input_shape = tree_map(_shape_of_one, inputs) if whole else [None]
         self.widths = [Width(g.name, g.full, g.unit, self.grid.choices(g.full, g.unit)) for g in self.channels.groups]
         self._by_name = {width.name: width for width in self.widths}
         self.model = share_copy(model)
@@ -91,7 +98,7 @@ class Supernet(nn.Module):
     def _check_run(self, example) -> None:
         """Run at the narrowest widths code that could not be traced: it may read what it calls by other ways."""
         try:
-            with self.using(self.narrowest()), eval_mode(self), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with self.using(self.narrowest()), eval_mode(self), torch.no_grad(), same_randomness():
                 self(*as_inputs(example))
         except Exception as error:
             raise ModelError(
