@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from test_torchvision import check_cost, outputs, some_configs
+from test_torchvision import check_cost, filled, outputs, some_configs, without_initialisation
 
 import autoslim
 
@@ -21,29 +21,10 @@ FAMILIES = """
 PARTLY = {"edgenext_xx_small", "inception_v4"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_initialisation():
-    """Leave out timm's own initialisations, which take longer than all the rest."""
-    keep = {key: getattr(torch.nn.init, key) for key in ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_")}
-    for key in keep:
-        setattr(torch.nn.init, key, lambda tensor, *args, **kwargs: tensor)
-    yield
-    for key, function in keep.items():
-        setattr(torch.nn.init, key, function)
-
-
 def build(name):
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_initialisation():
         warnings.simplefilter("ignore")
-        model = timm.create_model(name, num_classes=10)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.uniform_(-1, 1, generator=generator).mul_((4.5 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.uniform_(0.2, 0.8, generator=generator)
-    return model
+        return filled(timm.create_model(name, num_classes=10))
 
 
 @pytest.mark.parametrize("name", FAMILIES.split())

@@ -1,5 +1,6 @@
 """Every CNN of torchvision: classifiers, segmentation, video, and detectors through their backbones."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -38,9 +39,37 @@ COUNTED = {
 }
 
 
-def build(name):
-    """Build a network with weights of its own at every place; torch's initialisations take longer than all the rest."""
+@contextlib.contextmanager
+def without_initialisation():
+    """Leave out the networks' own initialisations, which take longer than all the rest."""
     keep = {key: getattr(nn.init, key) for key in ("normal_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "uniform_")}
+    try:
+        for key in keep:
+            setattr(nn.init, key, lambda tensor, *args, **kwargs: tensor)
+        yield
+    finally:
+        for key, function in keep.items():
+            setattr(nn.init, key, function)
+
+
+@torch.no_grad()
+def filled(model):
+    """Give every parameter and statistic a value of its own, at a scale that neither dies nor explodes."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.uniform_(-1, 1, generator=generator).mul_((4.5 / parameter[0].numel()) ** 0.5)
+        else:
+            parameter.uniform_(0.2, 0.8, generator=generator)
+    for key, buffer in model.named_buffers():
+        if key.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1, generator=generator)
+        elif key.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def build(name):
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name in SEGMENTERS or name in DETECTORS:
         extra = {"weights_backbone": None}
@@ -48,26 +77,8 @@ def build(name):
         extra |= {"min_size": 64, "max_size": 96}
     if name in SEGMENTERS and not name.startswith("lraspp"):
         extra["aux_loss"] = True
-    try:
-        for key in keep:
-            setattr(nn.init, key, lambda tensor, *args, **kwargs: tensor)
-        model = torchvision.models.get_model(name, weights=None, **extra)
-    finally:
-        for key, function in keep.items():
-            setattr(nn.init, key, function)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.uniform_(-1, 1, generator=generator).mul_((4.5 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.uniform_(0.2, 0.8, generator=generator)
-        for key, buffer in model.named_buffers():
-            if key.endswith("running_mean"):
-                buffer.uniform_(-0.1, 0.1, generator=generator)
-            elif key.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5, generator=generator)
-    return model
+    with without_initialisation():
+        return filled(torchvision.models.get_model(name, weights=None, **extra))
 
 
 def example(name, count=2):

@@ -30,6 +30,7 @@ class Flow(Facts):
                     self.freeze_inputs(node, OUTPUT)
                 else:
                     self.layouts[node] = self._layout_of(node)
+        self.ties.settle()
         for source, why in size_bound.items() if not self.wanted else ():
             self.ties.freeze((Segment(source, 1),), why)
 

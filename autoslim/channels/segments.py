@@ -90,6 +90,7 @@ class Ties:
         self._inner: dict[tuple[str, int], int] = {}
         self._reasons: dict[Source, list[str]] = {}
         self._multiples: dict[Source, int] = {}
+        self._divisible: list[tuple[Axis, int, str]] = []
         self.producers: dict[Source, str] = {}
 
     def variable(self, axis: tuple[str, int], size: int) -> tuple[Segment, ...]:
@@ -203,17 +204,20 @@ class Ties:
             del self._reasons[other]
 
     def keep_multiple(self, axis: Axis, count: int, why: str) -> None:
-        """Keep the elements of an axis divisible by `count`, width by width; freeze what cannot be."""
-        totals: dict = {}
-        for segment in axis or ():
-            root, size = (FIXED, segment.size) if segment.source is FIXED else (self.root(segment.source), segment.inner)
-            totals[root] = totals.get(root, 0) + size
-        full = {root: 1 if root is FIXED else self._full[root] for root in totals}
-        if any(full[root] * total % count for root, total in totals.items()):
-            self.freeze(axis, why)
-            return
-        for root in totals.keys() - {FIXED}:
-            self._multiples[root] = lcm(self._multiples.get(root, 1), count // gcd(count, totals[root]))
+        """Ask that the elements of an axis stay divisible by `count`; `settle` sees to it when all ties are known."""
+        if axis is not None:
+            self._divisible.append((axis, count, why))
+
+    def settle(self) -> None:
+        """Find what widths must be multiples of, width by width; freeze what cannot be divided as it was asked."""
+        for axis, count, why in self._divisible:
+            terms = self._terms(axis)
+            full = {root: 1 if root is FIXED else self._full[root] for root in terms}
+            if any(full[root] * total % count for root, total in terms.items()):
+                self.freeze(axis, why)
+                continue
+            for root in terms.keys() - {FIXED}:
+                self._multiples[root] = lcm(self._multiples.get(root, 1), count // gcd(count, terms[root]))
 
     def tie(self, a: Axis, b: Axis, why: str) -> None:
         """Give two axes one width, segment by segment; what meets a fixed axis is frozen for the reason `why`.
