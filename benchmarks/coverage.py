@@ -2,10 +2,11 @@
 
     python benchmarks/coverage.py --out results/coverage [--only 'resnet*,timm:*net*'] [--resume]
 
-For each network: channel groups, frozen groups (besides the network's output and gates of one channel), multiply-adds of the narrowest network as a part of the full one, the
-largest difference between the supernet and the materialised network (relative to the largest output; widest, narrowest
-and three random configurations, in eval and train mode), whether the multiply-adds equal fvcore's, and the seconds that
-grouping takes. Writes coverage.csv, coverage.md and frozen.json (why each frozen group is) after every network.
+For each network: channel groups, frozen groups (besides the network's output and gates of one channel), multiply-adds of
+the narrowest network as a part of the full one, the largest difference between the supernet and the materialised network
+(relative to the largest output; widest, narrowest and three random configurations, in eval and train mode), whether the
+multiply-adds equal fvcore's, and the seconds that grouping takes.
+Writes coverage.csv, README.md and frozen.json (why each frozen group is) after every network.
 """
 
 import argparse
@@ -44,7 +45,30 @@ TIMM = """
 """
 # Not counted as frozen: what the network returns, and gates of one channel.
 EXPECTED = {"the network's output", "it has one channel"}
-COLUMNS = "library model input groups frozen gmacs narrowest identity_error macs_equal seconds note".split()
+COLUMNS = [
+    "library",
+    "model",
+    "input",
+    "groups",
+    "frozen",
+    "gmacs",
+    "narrowest",
+    "identity_error",
+    "macs_equal",
+    "seconds",
+    "note",
+]
+
+MEANINGS = {
+    "groups": "channel groups that can change width",
+    "frozen": "groups that cannot, besides the network's output and gates of one channel; frozen.json names each with its reason",
+    "gmacs": "billions of multiply-adds at full width, at this input",
+    "narrowest": "multiply-adds of the narrowest network as a part of the full one (divisor 8, a tenth of every width at least)",
+    "identity_error": "largest difference between supernet and materialised network, relative to the largest output; widest, "
+    "narrowest and three random configurations, in eval and in train mode",
+    "macs_equal": "whether multiply-adds (conv and linear) and parameters equal fvcore's at all five",
+    "seconds": "to find the groups",
+}
 
 
 def networks() -> list[tuple[str, str]]:
@@ -188,11 +212,15 @@ def main() -> None:
             reasons[f"{library} {name}"] = {group.name: group.frozen for group in net.frozen}
         except Exception as error:
             traceback.print_exc()
-            row = dict.fromkeys(COLUMNS, "") | {"library": library, "model": name, "note": f"{type(error).__name__}: {error}"[:200]}
+            row = dict.fromkeys(COLUMNS, "") | {
+                "library": library,
+                "model": name,
+                "note": f"{type(error).__name__}: {error}"[:200],
+            }
         rows.append(row)
         print(*(str(row.get(column, "")) for column in COLUMNS), sep="  ", flush=True)
         write(options.out, rows, reasons)
-    summary(rows)
+    print(summary(rows))
 
 
 def read(folder: Path) -> tuple[list[dict], dict]:
@@ -210,20 +238,32 @@ def write(folder: Path, rows: list[dict], reasons: dict) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines = [
+        "# Which networks can be slimmed",
+        "",
+        f"`python benchmarks/coverage.py --out {folder}`, one thread.",
+        "",
+        summary(rows),
+        "",
+    ]
+    lines += [f"- **{column}**: {meaning}" for column, meaning in MEANINGS.items()]
+    lines += ["", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(str(row.get(column, '')) for column in COLUMNS)} |" for row in rows]
-    (folder / "coverage.md").write_text("\n".join(lines) + "\n")
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
     (folder / "frozen.json").write_text(json.dumps(reasons, indent=1) + "\n")
 
 
-def summary(rows: list[dict]) -> None:
+def summary(rows: list[dict]) -> str:
     """Say how many networks can be slimmed well."""
     known = [row for row in rows if row["narrowest"]]
     slim = [row for row in known if float(row["narrowest"]) < 0.15]
     good = [row for row in known if float(row["identity_error"]) <= 1e-4]
     equal = [row for row in known if row["macs_equal"] == "yes"]
-    print(f"{len(rows)} networks, {len(rows) - len(known)} failed; narrowest under 15 %: {len(slim)}; ", end="")
-    print(f"identity to 1e-4: {len(good)}; multiply-adds equal to fvcore's: {len(equal)}")
+    whole = [row for row in known if int(row["frozen"]) == 0]
+    return (
+        f"{len(rows)} networks, {len(rows) - len(known)} failed. Narrowest under 15 % of the full multiply-adds: {len(slim)}. "
+        f"Nothing frozen besides outputs: {len(whole)}. Identity to 1e-4: {len(good)}. Multiply-adds equal to fvcore's: {len(equal)}."
+    )
 
 
 if __name__ == "__main__":

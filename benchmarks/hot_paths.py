@@ -65,7 +65,9 @@ def main() -> None:
                 full=lambda net=net: at(net.full()),
                 half=lambda: at(half),
                 narrowest=lambda: at(narrow),
-                sandwich=lambda net=net: sandwich_step(net, x, target, random_widths=2, objective=Objective(0.0), generator=generator),
+                sandwich=lambda net=net: sandwich_step(
+                    net, x, target, random_widths=2, objective=Objective(0.0), generator=generator
+                ),
             ),
             "plain",
         )
