@@ -1,5 +1,7 @@
 """What users bring: several inputs, other precisions, odd attributes and loaders."""
 
+import copy
+import pickle
 import random
 
 import numpy as np
@@ -262,3 +264,47 @@ def test_a_loss_of_ones_own_trains_auxiliary_heads():
         before = net.source.aux.weight.detach().clone()
         (row,) = autoslim.train_supernet(net, [(X, Y)], epochs=1, loss=loss, distill=distill, lr=0.1, warmup_epochs=0)
         assert row["loss"] > 0 and "accuracy" not in row and not torch.equal(net.source.aux.weight, before)
+
+
+# A supernet as a module ------------------------------------------------------------------------
+
+
+def test_a_supernet_can_be_copied_and_pickled():
+    net = autoslim.Supernet(plain(), X)
+    net.set(net.narrowest())
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(other.eval()(X), net.eval()(X))
+        other.set(other.full())
+        assert other.config == net.full() and net.config == net.narrowest()
+
+
+def test_weights_that_are_assigned_reach_the_model():
+    net, other = autoslim.Supernet(plain(), X), plain()
+    net.load_state_dict(other.state_dict(), assign=True)
+    assert all(a is b for a, b in zip(net.parameters(), net.source.parameters()))
+    torch.testing.assert_close(net.source.eval()(X), other.eval()(X))
+
+
+def test_outputs_of_transposed_convolutions_are_averaged_over_their_inputs():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 8, 2, groups=2), nn.Flatten(), nn.Linear(8 * 49, 4))
+    net = autoslim.Supernet(model, X, divisor=1, average_inputs=True)
+    before = model[1].weight.detach().clone()
+    torch.testing.assert_close(autoslim.materialize(net)[1].weight.detach(), before / 8)
+    net.set(net.make_config([4, *[group.full for group in net.groups[1:]]]))
+    torch.testing.assert_close(autoslim.materialize(net)[1].weight.detach(), before[[0, 1, 8, 9]] / 2)
+
+
+def test_a_tensor_that_forward_writes_to_stays_whole():
+    class Remembers(Wild):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.ones(1, 16, 1, 1))
+
+        def odd(self, x):
+            if self.training:
+                self.seen.mul_(0.9)
+            return x * self.seen
+
+    found = autoslim.find_groups(Remembers(), X)
+    assert [group.name for group in found.groups] == ["b"]
+    assert "written to" in next(group.frozen[0] for group in found.frozen if group.name == "a")

@@ -190,3 +190,58 @@ def test_choices_on_the_command_line(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main([*command, "--freeze", "nothing"])
     assert "freeze 'nothing' fits no channel group" in capsys.readouterr().err
+
+
+# Networks whose own forward cannot be traced ---------------------------------------------------
+
+
+class Detector(nn.Module):
+    """Picks what it has found by values, as detectors do; its parts can be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.neck = Net(), nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1))
+        self.unused = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images):
+        x = torch.stack(images)
+        score = self.backbone(x).softmax(1)
+        return [self.neck(image[None])[0] for image, s in zip(images, score) if s.max() > 0]
+
+
+IMAGES = [torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+
+def test_parts_of_an_untraceable_network_are_slimmed():
+    net = autoslim.Supernet(randomized(Detector()), (IMAGES,), divisor=4)
+    assert names(net.channels)[:2] == ["backbone.stem", "backbone.body.0.0"] and names(net.channels)[-1] == "neck.0"
+    assert "cannot be traced" in net.channels.opaque[""]
+    assert frozen(net.channels)["neck.2"] == ("the output of neck, which the rest of the network reads",)
+    for config in (net.full(), net.narrowest(), net.random(torch.Generator().manual_seed(1))):
+        net.set(config)
+        plain = autoslim.materialize(net)
+        torch.testing.assert_close(net.eval()(IMAGES), plain.eval()(IMAGES), rtol=1e-4, atol=1e-5)
+        assert autoslim.CostTable(net).cost(config).params == sum(p.numel() for p in plain.parameters())
+    again = autoslim.materialize(net.source, config, example=(IMAGES,))
+    torch.testing.assert_close(again.eval()(IMAGES), plain(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_choices_reach_the_parts_of_an_untraceable_network():
+    def found(**choices):
+        return names(autoslim.find_groups(Detector(), (IMAGES,), **choices))
+
+    assert found(include=["neck"]) == ["neck.0"]
+    assert found(include=["ne*"]) == ["neck.0"] and "neck.0" not in found(exclude=["neck"])
+    assert found(freeze=["backbone.body.*", "neck.0"]) == ["backbone.stem", "backbone.neck", "backbone.wide"]
+    assert found(include=["backbone"], tie=["backbone.stem,backbone.body.1.0"]) == found(include=["backbone"], tie=[])[:1] + [
+        "backbone.body.0.0",
+        "backbone.body.2.0",
+        "backbone.neck",
+        "backbone.wide",
+    ]
+    for choice, message in (
+        ({"freeze": ["nothing"]}, "freeze 'nothing' fits no"),
+        ({"include": ["unused"]}, "does not call 'unused'"),
+    ):
+        with pytest.raises(autoslim.AutoSlimError, match=message):
+            found(**choice)

@@ -45,15 +45,6 @@ class Choices:
                 raise ConfigError(f"tie {','.join(row)!r} names one group; write at least two, as a,b")
         return cls(**rows)
 
-    def inside(self, module: str) -> "Choices":
-        """Return the decisions for a module on its own, whose names lack the module's."""
-
-        def own(name: str) -> str:
-            return name.removeprefix(f"{module}.")
-
-        rows = {key: tuple(map(own, getattr(self, key))) for key in ("include", "exclude", "freeze", "release")}
-        return Choices(**rows, tie=tuple(tuple(map(own, row)) for row in self.tie))
-
     def to_json(self) -> dict:
         """Return the decisions that were made."""
         return {key: [list(r) if isinstance(r, tuple) else r for r in row] for key, row in asdict(self).items() if row}

@@ -157,8 +157,10 @@ def _format_faults(document) -> list[str]:
 
 
 def _is_shape(shape) -> bool:
-    """Say whether this is [C, H, W], or a list or object of such shapes (several inputs)."""
+    """Say whether this is [C, H, W], or a list or object of such shapes (several inputs; null where one is None)."""
     if isinstance(shape, list) and shape and all(type(size) is int for size in shape):
         return min(shape) >= 1
     parts = list(shape.values()) if isinstance(shape, dict) else shape
-    return isinstance(parts, list) and bool(parts) and all(isinstance(p, (list, dict)) and _is_shape(p) for p in parts)
+    if not isinstance(parts, list) or not any(parts):
+        return False
+    return all(part is None or (isinstance(part, (list, dict)) and _is_shape(part)) for part in parts)

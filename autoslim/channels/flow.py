@@ -83,6 +83,11 @@ class Flow(Facts):
         if rule is None:
             raise Frozen("no rule for this operation")
         layout = rule(self, node, module)
+        if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+            written = self.first(node)
+            if written.op == "get_attr":
+                self._fix(written.target, self.describe(node, "a tensor that is kept is written to, which no width can share"))
+                self.freeze_inputs(node, self.describe(node, "a tensor that is kept is written to, which no width can share"))
         self._fix_unbound(node)
         return layout
 

@@ -1,6 +1,7 @@
 """Groups inside chosen modules of a network whose own forward cannot be traced (a detector around its backbone)."""
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,11 +31,9 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
         ConfigError: a name is no module.
     """
     modules = dict(model.named_modules())
-    for name in choices.include:
-        if name not in modules:
-            raise ConfigError(f"include {name!r} is no module of {type(model).__name__}; name one of its named_modules()")
+    included = _included(choices.include, modules, type(model).__name__)
     seen = _run(model, example)
-    for name in choices.include:
+    for name in included:
         if name not in seen.inputs:
             raise ModelError(f"{type(model).__name__} does not call {name!r} with tensors by position; include another module")
     found: dict[str, ChannelMap] = {}
@@ -44,17 +43,21 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
         """Take a module, or what can be taken inside it."""
         if name in seen.inputs and any(True for _ in modules[name].parameters()):
             try:
-                found[name] = find(modules[name], seen.inputs[name], _rest(choices, name))
+                whole = find(modules[name], seen.inputs[name], Choices())
+                own = _own(choices, name, whole, modules)
+                found[name] = find(modules[name], seen.inputs[name], own) if own.to_json() else whole
                 return
             except ModelError as error:
-                if choices.include:
+                if included:
                     raise
                 opaque[name] = str(error)
         for child, _ in modules[name].named_children():
-            descend(f"{name}.{child}")
+            if not _fits(f"{name}.{child}", choices.exclude):
+                descend(f"{name}.{child}")
 
-    for name in choices.include or [child for child, _ in model.named_children()]:
+    for name in included or [child for child, _ in model.named_children() if not _fits(child, choices.exclude)]:
         descend(name)
+    _check_fits(choices, found, modules)
     if not any(part.groups for part in found.values()):
         raise ModelError(why)
     parts: list[ChannelMap] = []
@@ -74,8 +77,54 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
     )
 
 
-def _rest(choices: Choices, module: str) -> Choices:
-    return replace(choices, include=()).inside(module)
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _included(patterns: tuple[str, ...], modules: dict[str, nn.Module], model: str) -> list[str]:
+    """Return the outermost modules that `include` names."""
+    for pattern in patterns:
+        if not any(_fits(name, [pattern]) for name in modules if name):
+            raise ConfigError(f"include {pattern!r} is no module of {model}; name one of its named_modules()")
+    names = [name for name in modules if name and _fits(name, patterns)]
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _groups(pattern: str, module: str, found: ChannelMap) -> list[str]:
+    """Return the groups of a module that a pattern names, by their names in the module."""
+    groups = (*found.groups, *found.frozen)
+    named = [
+        g.name for g in groups if _fits(f"{module}.{g.name}", [pattern]) or _fits(f"{module}.{g.name.split('#')[0]}", [pattern])
+    ]
+    return named or [g.name for g in groups if any(_fits(f"{module}.{member}", [pattern]) for member in g.members)]
+
+
+def _own(choices: Choices, module: str, found: ChannelMap, modules: dict[str, nn.Module]) -> Choices:
+    """Return the decisions for the groups of one module, whose names lack the module's."""
+    inside = [name for name in modules if name.startswith(f"{module}.")]
+    rows = {key: tuple(g for p in getattr(choices, key) for g in _groups(p, module, found)) for key in ("freeze", "release")}
+    exclude = tuple(name.removeprefix(f"{module}.") for name in inside if _fits(name, choices.exclude))
+    tie = (tuple(g for p in row for g in _groups(p, module, found)) for row in choices.tie)
+    return Choices(exclude=exclude, tie=tuple(row for row in tie if len(row) > 1), **rows)
+
+
+def _check_fits(choices: Choices, found: dict[str, ChannelMap], modules: dict[str, nn.Module]) -> None:
+    """Raise ConfigError for a decision that no module takes up."""
+    for pattern in choices.exclude:
+        if not any(_fits(name, [pattern]) for name in modules if name):
+            raise ConfigError(f"exclude {pattern!r} fits no module; see the network's named_modules()")
+    for key, patterns in (("freeze", choices.freeze), ("release", choices.release), ("tie", sum(choices.tie, ()))):
+        for pattern in patterns:
+            if not any(_groups(pattern, name, part) for name, part in found.items()):
+                raise ConfigError(
+                    f"{key} {pattern!r} fits no channel group inside {', '.join(found)}; `autoslim inspect` lists them"
+                )
+    for row in choices.tie:
+        homes = [name for name, part in found.items() if any(_groups(p, name, part) for p in row)]
+        if len(homes) > 1:
+            raise ConfigError(
+                f"tie {','.join(row)!r} names groups of {' and '.join(homes)}, which are traced apart; tie inside one"
+            )
 
 
 @dataclass

@@ -11,7 +11,7 @@ from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.groups import find_groups
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
-from autoslim.errors import DataError, RunError
+from autoslim.errors import DataError, ModelError, RunError
 from autoslim.factories import load_rules
 from autoslim.files import read_json, write_json
 from autoslim.search.evaluate import SupernetEvaluator
@@ -232,12 +232,31 @@ def uniform_config(space: Space, net: Supernet, width: float) -> ChannelConfig:
         return with_model(net.full(), space)
     if width > space.full_width:
         raise RunError(f"width {width:g} exceeds the supernet's {space.full_width:g}; pass a smaller --width")
+    widths = _family_widths(space, net, width)
+    return with_model(net.make_config([widths[group.name] for group in net.groups]), space)
+
+
+def _family_widths(space: Space, net: Supernet, width: float) -> dict[str, int]:
+    """Return the channels that every group's first layer has in the family at a width multiplier."""
+    try:
+        with torch.device("meta"):
+            model = space.build(width)
+    except ModelError:  # a factory that reads values of tensors
+        model = space.build(width)
+    layers, full = dict(model.named_modules()), dict(net.source.named_modules())
+    if all(_channels(full.get(g.name)) == g.full and _channels(layers.get(g.name)) for g in net.groups):
+        return {group.name: _channels(layers[group.name]) for group in net.groups}
+    # Widths that no layer states: parts of an output, weights that code computes.
     narrow = find_groups(space.build(width), torch.zeros(1, *space.input_shape), **group_options(space.grouping()))
     widths = {group.name: group.full for group in narrow.groups}
     unknown = [group.name for group in net.groups if group.name not in widths]
     if unknown:
         raise RunError(f"width {width:g} of {space.name} has no group {unknown[0]!r}; pass another --width")
-    return with_model(net.make_config([widths[group.name] for group in net.groups]), space)
+    return widths
+
+
+def _channels(layer: nn.Module | None) -> int | None:
+    return getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
 
 
 def with_model(config: ChannelConfig, space: Space) -> ChannelConfig:

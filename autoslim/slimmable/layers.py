@@ -71,10 +71,13 @@ class Slimming:
     Attributes:
         axes: tensor name to the axis of each of its dimensions, None where that never changes.
         sizes: attribute name to an axis, or to a row of axes and numbers.
-        average: divide the weight by the inputs that each output sees (US-Nets, supplementary).
+        average: divide the weight by this many inputs that each output sees, `weight.shape[dim] / groups` (US-Nets,
+            supplementary); None: do not.
     """
 
-    def __init__(self, axes: dict[str, list[ActiveAxis | None]], sizes: dict[str, ActiveAxis | tuple], average: bool):
+    def __init__(
+        self, axes: dict[str, list[ActiveAxis | None]], sizes: dict[str, ActiveAxis | tuple], average: tuple[int, int] | None
+    ):
         self.axes = axes
         self.sizes = sizes
         self.average = average
@@ -88,7 +91,8 @@ class Slimming:
         if full.dim() == 1 and value is not full and not value._is_view() and not isinstance(full, nn.Parameter):
             value.home = (full, axis.index(full.device))  # BN calibration writes there
         if self.average and name == "weight":
-            value = value / value.shape[1]
+            dim, groups = self.average
+            value = value / (value.shape[dim] // groups)
         return value
 
     def number(self, name: str, full):
@@ -110,6 +114,16 @@ class Slimmable:
         if slimming is not None and isinstance(value, Tensor):
             return slimming.tensor(name, value)
         return value
+
+    def __reduce_ex__(self, protocol):
+        _, _, *state = super().__reduce_ex__(protocol)
+        return (_blank, (self.plain, frozenset(self._slimming.sizes)), *state)
+
+    def _replicate_for_data_parallel(self):
+        # DataParallel gives a replica its tensors as attributes, which would be read past the widths; as buffers they are not.
+        replica = super()._replicate_for_data_parallel()
+        replica._buffers.update(dict.fromkeys(self._parameters))
+        return replica
 
     def active_tensors(self) -> dict[str, Tensor]:
         """Return the parameters and buffers at the current widths, by name."""
@@ -139,7 +153,7 @@ class _BatchStatistics:
 
 def adopt(module: nn.Module, axes: dict, sizes: dict, average: bool = False) -> nn.Module:
     """Make a module slimmable; the same object, so that every place that holds it sees the change."""
-    module.__dict__["_slimming"] = Slimming(axes, sizes, average and averages(module))
+    module.__dict__["_slimming"] = Slimming(axes, sizes, _inputs_seen(module) if average and averages(module) else None)
     module.__class__ = _slimmable(type(module), frozenset(sizes))
     return module
 
@@ -149,11 +163,21 @@ def averages(module: nn.Module) -> bool:
     return isinstance(module, _ConvNd) and not (module.groups > 1 and module.groups == module.in_channels)
 
 
+def _inputs_seen(conv: _ConvNd) -> tuple[int, int]:
+    """Return which axis of the weight holds inputs, and into how many parts it falls."""
+    return (0, conv.groups) if conv.transposed else (1, 1)
+
+
 @functools.cache
 def _slimmable(kind: type[nn.Module], sizes: frozenset[str]) -> type[nn.Module]:
     bases = (Slimmable, _BatchStatistics, kind) if issubclass(kind, _BatchNorm) else (Slimmable, kind)
     names = {name: _number(name) for name in sizes}
     return type(f"Slim{kind.__name__}", bases, {**names, "plain": kind, "__module__": __name__})
+
+
+def _blank(kind: type[nn.Module], sizes: frozenset[str]) -> nn.Module:
+    made = _slimmable(kind, sizes)
+    return made.__new__(made)
 
 
 def _number(name: str) -> property:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.choices import Choices
 from autoslim.channels.config import ChannelConfig
@@ -65,7 +65,8 @@ class Supernet(nn.Module):
             raise ModelError(f"{type(model).__name__} has no channel group that can be slimmed ({why})")
         inputs = list(as_inputs(example))
         # A detector takes lists of images of their own sizes: no shape of one input says what it was made for.
-        whole = self.channels.whole
+        # Nor does any shape stand for a number or a flag among the inputs.
+        whole = self.channels.whole and all(v is None or isinstance(v, torch.Tensor) for v in tree_leaves(inputs))
         self.input_shape = tree_map(_shape_of_one, inputs) if whole else [None]
         self.widths = [Width(g.name, g.full, g.unit, self.grid.choices(g.full, g.unit)) for g in self.channels.groups]
         self._by_name = {width.name: width for width in self.widths}
@@ -78,10 +79,13 @@ class Supernet(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         # `.to` and `.cuda` put new buffers into modules; the model that shares them must not stay behind.
         super()._apply(fn, recurse)
+        self._share()
+        return self
+
+    def _share(self) -> None:
         for ours, theirs in zip(self.model.modules(), self._source[0].modules(), strict=True):
             theirs._parameters.update(ours._parameters)
             theirs._buffers.update(ours._buffers)
-        return self
 
     def _adopt(self, average: bool) -> None:
         axes_of: dict[int, list[ActiveAxis | None]] = {}
@@ -102,7 +106,7 @@ class Supernet(nn.Module):
                 self(*as_inputs(example))
         except Exception as error:
             raise ModelError(
-                f"{type(self.source).__name__}: {self.channels.opaque['']}; and it does not run with narrower modules inside "
+                f"{type(self.model).__name__}: {self.channels.opaque['']}; and it does not run with narrower modules inside "
                 f"({type(error).__name__}: {error}); name modules to slim with include="
             ) from error
 
@@ -127,7 +131,9 @@ class Supernet(nn.Module):
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """Load full weights saved by this supernet or by the plain model."""
-        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+        result = self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+        self._share()
+        return result
 
     # Groups and configurations ------------------------------------------------------------------------------------------
 

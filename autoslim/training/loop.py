@@ -94,9 +94,10 @@ def retrain(
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     """Split parameters into conv and linear weights, which decay, and depthwise weights, BN and biases, which do not."""
     decays = set()
-    for module in network.modules():
+    plain = network.source if isinstance(network, Supernet) else network  # whatever width is set
+    for module in plain.modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module)):
-            decays.add(id(module._parameters.get("weight")))  # the parameter itself, not its active slice
+            decays.add(id(module._parameters.get("weight")))
     decayed = [p for p in network.parameters() if id(p) in decays]
     rest = [p for p in network.parameters() if id(p) not in decays]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -5,8 +5,6 @@ import operator
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from autoslim.channels.rules.basics import Frozen, each, joined, moving
 from autoslim.channels.segments import Axis, Layout, Segment
@@ -288,4 +286,3 @@ def table() -> dict:
 # Layers whose own tensors are followed: their output has the width that their rule says.
 LAYERS = {*CONVS, *TRANSPOSED, *BATCH_NORMS, *INSTANCE_NORMS, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.PReLU}
 LAYERS |= set(each((nn,), "RMSNorm"))
-STATISTICS = (_BatchNorm, _InstanceNorm)
