@@ -1,13 +1,12 @@
 """Apply what a user decides about the groups to a finished pass."""
 
-import difflib
 import fnmatch
-from collections.abc import Iterable
 
 from autoslim.channels.choices import Choices
 from autoslim.channels.flow import OUTPUT, Flow
 from autoslim.channels.segments import Segment, Source, axis_size
 from autoslim.errors import ConfigError
+from autoslim.factories import closest
 
 
 class Chooser:
@@ -53,7 +52,7 @@ class Chooser:
             for pattern in patterns:
                 if not any(_inside(name, pattern) for name in modules if name):
                     raise ConfigError(
-                        f"{key} {pattern!r} fits no module{_closest(pattern, modules)}; see the network's named_modules()"
+                        f"{key} {pattern!r} fits no module{closest(pattern, modules)}; see the network's named_modules()"
                     )
         for root, sources in self._flow.ties.classes().items():
             layers = [self._flow.ties.producers[source] for source in sources]
@@ -73,7 +72,7 @@ class Chooser:
         found = [root for root, both in names.items() if any(fnmatch.fnmatchcase(name, pattern) for name in both)]
         found = found or [r for r, members in self._members.items() if any(fnmatch.fnmatchcase(m, pattern) for m in members)]
         if not found:
-            near = _closest(pattern, self._names.values())
+            near = closest(pattern, self._names.values())
             raise ConfigError(f"{key} {pattern!r} fits no channel group{near}; `autoslim inspect` lists them")
         return [root for root in found if root in self._names]
 
@@ -101,8 +100,3 @@ def _inside(name: str, pattern: str) -> bool:
     """Tell whether a module is one that a pattern names, or lies inside it."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
-
-
-def _closest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (closest: {near[0]!r})" if near else ""

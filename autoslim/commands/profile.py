@@ -25,7 +25,6 @@ def profile(network, width, latency, device, input_shape, as_json):
 
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands.retrain import load_network
-    from autoslim.cost.memory import peak_memory_bytes
     from autoslim.errors import ConfigError
     from autoslim.slimmable.materialize import example_input
 
@@ -44,7 +43,7 @@ def profile(network, width, latency, device, input_shape, as_json):
         example = torch.zeros(1, *space.input_shape)
         cost = full_cost(model, example, load_rules(space.groups["rules"]))
         label = {"space": space.name, "width": width}
-    document = {**label, **cost.to_json(), "peak_memory_bytes": peak_memory_bytes(model, example)}
+    document = {**label, **cost.to_json(), "peak_memory_bytes": _peak_memory(model, example)}
     if latency:
         document["latency"] = _latency(model, example, device)
     if as_json:
@@ -54,13 +53,27 @@ def profile(network, width, latency, device, input_shape, as_json):
     click.echo(f"macs               {document['macs']:>15,}   multiply-adds of conv and linear layers, one image")
     click.echo(f"params             {document['params']:>15,}")
     click.echo(f"weight_bytes       {document['weight_bytes']:>15,}")
-    click.echo(f"peak_memory_bytes  {document['peak_memory_bytes']:>15,}   weights and live activations, one image")
+    peak = document["peak_memory_bytes"]
+    known = (
+        f"{peak:>15,}   weights and live activations, one image" if peak else f"{'unknown':>15}   the network cannot be traced"
+    )
+    click.echo(f"peak_memory_bytes  {known}")
     if latency:
         time = document["latency"]
         click.echo(
             f"latency_ms         {time['median_ms']:>15.3f}   median of {time['repeats']} on {time['device']}, "
             f"10 % to 90 %: {time['low_ms']:.3f} to {time['high_ms']:.3f}"
         )
+
+
+def _peak_memory(model, example) -> int | None:
+    from autoslim.channels.trace import Untraceable
+    from autoslim.cost.memory import peak_memory_bytes
+
+    try:
+        return peak_memory_bytes(model, example)
+    except Untraceable:
+        return None
 
 
 def full_cost(model, example, rules=None):

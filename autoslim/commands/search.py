@@ -1,5 +1,6 @@
 """autoslim search: from a supernet to one channel configuration a target."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -105,14 +106,14 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
         cost = table.cost(config).to_json()
         return replace(config, cost=cost, estimate=estimate, provenance={**provenance, **extra})
 
-    found = []
+    found, family = [], uniform_family(space, net)
     for point in greedy_search(
         net, targets={"macs": wanted}, score=rules["score"], pick=rules["pick"], evaluator=evaluator, trace=trace, progress=True
     ):
         name = format_amount(point.target)
         target = {"macs": point.target}
         config = finish(point.config, point.config.estimate, kind="searched", target=target)
-        equal = equal_cost_uniform(space, net, table, point.cost.macs)
+        equal = equal_cost_uniform(family, table, point.cost.macs)
         estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
         equal = finish(equal, estimate, kind="uniform", target=target)
         for prefix, each in (("", config), ("uniform-", equal)):
@@ -133,17 +134,25 @@ def uniform_sweep(net) -> list:
     return list(configs.values())
 
 
-def equal_cost_uniform(space, net, table, macs: int):
-    """Return the uniform configuration whose multiply-adds are nearest to `macs`.
+def equal_cost_uniform(configs: list, table, macs: int):
+    """Return the uniform configuration whose multiply-adds are nearest to `macs`."""
+    return min(configs, key=lambda config: abs(table.cost(config).macs - macs))
+
+
+def uniform_family(space, net) -> list:
+    """Return uniform configurations of all sizes, without repeats.
 
     A family with a width multiplier is asked for its own networks; others are scaled by one ratio for all groups.
     """
     from autoslim.commands import runs
+    from autoslim.errors import RunError
 
-    candidates = [net.uniform(step / 200) for step in range(10, 201)]
-    if space.width_argument:
-        family = [runs.uniform_config(space, net, space.full_width * step / 100) for step in range(5, 101)]
-        # A family may round its widths more finely than the grid of the search allows.
-        candidates = [config for config in family if not config.faults(net.groups)] or candidates
-    unique = {tuple(c.widths.values()): c for c in candidates}
-    return min(unique.values(), key=lambda config: abs(table.cost(config).macs - macs))
+    family = []
+    for step in range(5, 101) if space.width_argument else ():
+        with contextlib.suppress(RunError):  # a width at which layers fall together that are apart in the supernet
+            config = runs.uniform_config(space, net, space.full_width * step / 100)
+            # A family may round its widths more finely than the grid of the search allows.
+            if not config.faults(net.groups):
+                family.append(config)
+    unique = {tuple(c.widths.values()): c for c in family or [net.uniform(step / 200) for step in range(10, 201)]}
+    return list(unique.values())

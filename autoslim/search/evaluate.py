@@ -22,7 +22,7 @@ class Score:
     """Mistakes of a network on a set of images.
 
     Attributes:
-        error: part of the images that are classified wrongly, 0..1.
+        error: part of the labels (one an image, or one a pixel) that are not met, 0..1.
         loss: mean cross-entropy against the labels, in nats.
         images: how many images were scored.
     """
@@ -44,7 +44,7 @@ def evaluate(network: nn.Module, batches: Iterable) -> Score:
         DataError: there is no batch.
     """
     device = next(network.parameters()).device
-    wrong = count = 0
+    wrong = labels = images = 0
     loss = 0.0
     with eval_mode(network):
         for x, target in batches:
@@ -52,10 +52,11 @@ def evaluate(network: nn.Module, batches: Iterable) -> Score:
             logits = logits_of(network(*as_inputs(x)))
             wrong += (logits.argmax(dim=1) != target).sum().item()
             loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
-            count += len(target)
-    if not count:
+            labels += target.numel()  # every pixel may have one
+            images += len(target)
+    if not images:
         raise DataError("there are 0 images to score; pass at least one batch")
-    return Score(wrong / count, loss / count, count)
+    return Score(wrong / labels, loss / labels, images)
 
 
 class SupernetEvaluator:

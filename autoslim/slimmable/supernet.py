@@ -58,7 +58,7 @@ class Supernet(nn.Module):
     ):
         super().__init__()
         self.grid = Grid(divisor, steps, min_ratio)
-        self.grouping = Choices.of(choices).to_json()
+        self.grouping = Choices.of(choices).to_json() | ({"rules": "given in Python"} if rules else {})
         self.channels = find_groups(model, example, rules=rules, **choices)
         if not self.channels.groups:
             why = "; ".join(f"{g.name}: {g.frozen[0]}" for g in self.channels.frozen[:3]) or "it has no conv or linear layer"
