@@ -17,8 +17,8 @@ FAMILIES = """
     nf_regnet_b0 convnext_atto convnextv2_atto xception41 inception_v4 inception_next_atto efficientvit_m0 fastvit_t8 mobileone_s0
     tresnet_m selecsls42 edgenext_xx_small rexnetr_200 hgnetv2_b0 starnet_s050 repvit_m0_9 gcresnet33ts cs3darknet_s mobilenetv4_conv_small
 """
-# Networks whose attention splits channels unevenly, or by sizes that are written out: some groups stay whole, named.
-PARTLY = {"edgenext_xx_small", "inception_v4"}
+# It splits channels into uneven pieces, and these groups stay whole, named.
+PARTLY = {"edgenext_xx_small"}
 
 
 def build(name):

@@ -83,13 +83,17 @@ class Flow(Facts):
         if rule is None:
             raise Frozen("no rule for this operation")
         layout = rule(self, node, module)
-        if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-            written = self.first(node)
-            if written.op == "get_attr":
-                self._fix(written.target, self.describe(node, "a tensor that is kept is written to, which no width can share"))
-                self.freeze_inputs(node, self.describe(node, "a tensor that is kept is written to, which no width can share"))
+        self._keep_written(node)
         self._fix_unbound(node)
         return layout
+
+    def _keep_written(self, node: fx.Node) -> None:
+        """Keep a tensor of the model whole that a method writes to: what one width leaves there, another would read."""
+        in_place = node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__")
+        if in_place and self.first(node).op == "get_attr":
+            why = self.describe(node, "a tensor that is kept is written to, which no width can share")
+            self._fix(self.first(node).target, why)
+            self.freeze_inputs(node, why)
 
     def _layout_of_tensor(self, node: fx.Node) -> Layout:
         tensor = node.meta["value"]
