@@ -31,7 +31,11 @@ class Weight:
     def bind(self, dim: int, axis: Axis) -> None:
         """Give an axis of the tensor the width of another axis."""
         why = self._flow.describe(self._node, "its weights are used at two places or have a fixed width")
-        self._flow.ties.tie(self._axes[dim], axis, why)
+        try:
+            self._flow.ties.tie(self._axes[dim], axis, why)
+        except Refine as wanted:
+            if not self._flow.want(wanted):
+                raise
 
 
 class OwnWeight(Weight):

@@ -1,6 +1,7 @@
 """The channel axis of a tensor as a row of segments, and which segments must have one width (union-find)."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import gcd, lcm, prod
 
 FIXED = None
@@ -342,6 +343,8 @@ class Ties:
         """Pair the segments of two axes of one size; a longer segment is cut to the length of its partner."""
         if axis_size(a) != axis_size(b):
             raise Mismatch
+        self._ask_for_cuts(a, b)
+        self._ask_for_cuts(b, a)
         left, right, pairs = list(a), list(b), []
         while left:
             x, y = left.pop(0), right.pop(0)
@@ -355,6 +358,18 @@ class Ties:
                 self._even_inner(x, y)
             pairs.append((x, y))
         return pairs
+
+    def _ask_for_cuts(self, axis: tuple[Segment, ...], other: tuple[Segment, ...]) -> None:
+        """Ask for all cuts of a segment at once where several segments of the other axis meet it."""
+        ends = list(accumulate(segment.size for segment in other))
+        start = 0
+        for segment in axis:
+            inside = {end - start for end in ends if start < end < start + segment.size}
+            if len(inside) > 1 and segment.source is not FIXED:
+                if any(offset % segment.inner for offset in inside):
+                    raise Mismatch
+                raise self._refine_at(segment, inside)
+            start += segment.size
 
     def _even_inner(self, x: Segment, y: Segment) -> None:
         """Ask for the smaller channels to be taken together, so that both segments have as many."""
