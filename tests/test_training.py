@@ -96,7 +96,9 @@ def test_sandwich_gradients_are_the_sum_over_materialized_networks():
             soft = logits.detach().exp() / logits.detach().exp().sum(1, keepdim=True)
         for name, parameter in plain.named_parameters():
             expected[name][index_of(name, parameter, net, config, model)] += parameter.grad
-    measured = sandwich_step(net, x, target, random_widths=3, objective=Objective(0.1), generator=torch.Generator().manual_seed(9))
+    measured = sandwich_step(
+        net, x, target, random_widths=3, objective=Objective(0.1), generator=torch.Generator().manual_seed(9)
+    )
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
     assert measured["loss"] == pytest.approx(losses[0], rel=1e-5)
