@@ -14,6 +14,7 @@ _HOMES = {
     "Score": "search.evaluate",
     "SearchTrace": "search.trace",
     "Supernet": "slimmable.supernet",
+    "SwitchableNet": "slimmable.switchable",
     "SupernetEvaluator": "search.evaluate",
     "calibrate": "slimmable.calibrate",
     "evaluate": "search.evaluate",
@@ -24,6 +25,7 @@ _HOMES = {
     "materialize": "slimmable.materialize",
     "retrain": "training.loop",
     "train_supernet": "training.loop",
+    "train_switches": "training.loop",
 }
 __all__ = sorted(_HOMES)
 

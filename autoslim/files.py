@@ -1,6 +1,7 @@
 """Read and write files so that nothing is lost: whole or not at all."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -52,6 +53,14 @@ def write_json(path: str | Path, document, compact: str | None = None) -> None:
         text = text.replace(json.dumps({compact: entries}, indent=1)[2:-2], f" {json.dumps(compact)}: {{\n{lines}\n }}")
     with atomic_write(path) as file:
         file.write(text + "\n")
+
+
+def write_csv(path: str | Path, rows: list[dict]) -> None:
+    """Write rows with the columns of the first as CSV, atomically."""
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_json(path: str | Path, error: type[AutoSlimError]):

@@ -9,12 +9,14 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoslim.errors import ConfigError, ModelError
 from autoslim.factories import build_model, closest, load_factory, split_name
+from autoslim.sandwich import RULE as SANDWICH
+from autoslim.sandwich import is_sandwich
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,10 +53,27 @@ def _held_out(value: Any) -> bool:
     return (type(value) is int and value >= 1) or (type(value) is float and 0 < value < 1)
 
 
+def _are_numbers(within: Callable[[float], bool]) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and all(type(v) in (int, float) and math.isfinite(v) and within(v) for v in value)
+
+    return fits
+
+
+def _is_range(value: Any) -> bool:
+    return _are_numbers(lambda v: v > 0)(value) and len(value) == 2 and value[0] < value[1]
+
+
+def _are_switches(value: Any) -> bool:
+    return _are_numbers(lambda v: v > 0)(value) and 0 < len(value) == len(set(value))
+
+
 _RECIPE = {
     "batch_size": _whole(128, 1),
     "lr": _real(0.1, "a number above 0", lambda v: v > 0),
-    "schedule": _one_of("linear", "cosine"),
+    "schedule": _one_of("linear", "cosine", "exponential", "step", "constant"),
+    "decay": _real(0.1, "a number above 0, at most 1", lambda v: 0 < v <= 1),
+    "milestones": _Key([], _are_numbers(lambda v: v > 0), "a list of epochs above 0: [30, 60, 90]"),
     "warmup_epochs": _real(0.0, "a number of at least 0", lambda v: v >= 0),
     "momentum": _real(0.9, "a number from 0 to below 1", lambda v: 0 <= v < 1),
     "nesterov": _flag(True),
@@ -68,6 +87,15 @@ _RECIPE = {
 }
 
 
+_SHARED_WEIGHTS = {
+    "epochs": _whole(50, 1),
+    **_RECIPE,
+    "sandwich": _Key("max,min,random:2", is_sandwich, f"a list of {SANDWICH}"),
+    "distill": _flag(True),
+    "average_inputs": _flag(False),
+}
+
+
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name.strip() for name in value)
 
@@ -78,17 +106,20 @@ _TABLES: dict[str, dict[str, _Key]] = {
         "divisor": _whole(8, 1),
         "steps": _whole(12, 1),
         "min_ratio": _real(0.1, "a number above 0, at most 1", lambda v: 0 < v <= 1),
+        "anchor": _one_of("full", "zero"),
     },
     "groups": {
         **{key: _Key([], _are_names, "a list of names or patterns") for key in ("include", "exclude", "freeze", "release")},
         "tie": _Key([], lambda v: isinstance(v, list) and all(map(_are_names, v)), 'a list of lists of names: [["a", "b"]]'),
         "rules": _Key("", lambda v: v == "" or type(v) is str and split_name(v) is not None, "a string 'pkg.module:function'"),
     },
-    "train": {
-        "epochs": _whole(50, 1),
+    "train": _SHARED_WEIGHTS,
+    "us_net": {"range": _Key([0.25, 1.0], _is_range, "two width multipliers, the lower first: [0.25, 1.0]"), **_SHARED_WEIGHTS},
+    "s_net": {
+        "switches": _Key([0.25, 0.5, 0.75, 1.0], _are_switches, "a list of different width multipliers: [0.25, 0.5, 1.0]"),
+        "norm": _one_of("private", "statistics", "shared"),
+        "epochs": _whole(100, 1),
         **_RECIPE,
-        "random_widths": _whole(2, 0),
-        "average_inputs": _flag(False),
     },
     "search": {
         "held_out": _Key(0.2, _held_out, "a fraction between 0 and 1 (0.2) or a number of images (50000)"),
@@ -98,6 +129,7 @@ _TABLES: dict[str, dict[str, _Key]] = {
         "pick": _one_of("drop", "drop-per-mac"),
     },
     "retrain": {"epochs": _whole(300, 1), **_RECIPE},
+    "lists": {"layers": _Key([], _are_names, "a list of names of layers")},
 }
 
 
@@ -131,8 +163,9 @@ class Space:
     """A network that can be slimmed, and how to do it.
 
     `full_width` is the width multiplier of the supernet; 1.0 is the family's default network. `width_argument` and
-    `classes_argument` are None where the factory has no such argument. `grid`, `train`, `search` and `retrain` hold
-    every key, with the defaults filled in.
+    `classes_argument` are None where the factory has no such argument. `grid` and the recipes (`train`: the nonuniform
+    supernet of AutoSlim, `us_net`, `s_net`, `search`, `retrain`) hold every key, with the defaults filled in. `lists` holds
+    under `layers` the order of the channel lists of `autoslim import`; empty for the order in which layers run.
     """
 
     name: str
@@ -147,8 +180,11 @@ class Space:
     grid: dict[str, Any]
     groups: dict[str, Any]
     train: dict[str, Any]
+    us_net: dict[str, Any]
+    s_net: dict[str, Any]
     search: dict[str, Any]
     retrain: dict[str, Any]
+    lists: dict[str, Any] = field(default_factory=lambda: {"layers": []})
 
     def with_classes(self, classes: int) -> "Space":
         """Return the space for a number of classes; the same space if its factory takes no such argument."""
@@ -212,6 +248,28 @@ def load_space(space: str | os.PathLike[str], *, input_shape: tuple[int, int, in
     raise ConfigError(
         f"unknown search space '{text}'{closest(text, shipped)}; give one of {', '.join(shipped)}, "
         "the path of a .toml file, or pkg.module:factory"
+    )
+
+
+def published_configs() -> dict[str, Path]:
+    """Return the path of every published channel configuration that ships, by its name ("mobilenet_v2-305M")."""
+    return {path.stem: path for path in sorted((_shipped()[0].parent / "published").glob("*.json"))}
+
+
+def find_config(config: str | os.PathLike[str]) -> Path:
+    """Return the path of a channel configuration: an existing file, or the name of a published one that ships.
+
+    Raises ConfigError for what is neither.
+    """
+    text = os.fspath(config)
+    if os.path.exists(text):
+        return Path(text)
+    published = published_configs()
+    if text in published:
+        return published[text]
+    raise ConfigError(
+        f"configuration '{text}' does not exist{closest(text, published)}; pass the path of an existing JSON file, "
+        f"or one of {', '.join(published)}"
     )
 
 

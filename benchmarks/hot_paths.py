@@ -12,6 +12,7 @@ import torch
 import autoslim
 from autoslim.data import ImageSet, Loader
 from autoslim.models import mobilenet_v2_cifar, resnet_cifar
+from autoslim.sandwich import Sandwich
 from autoslim.training.steps import Objective, plain_step, sandwich_step
 
 
@@ -66,7 +67,7 @@ def main() -> None:
                 half=lambda: at(half),
                 narrowest=lambda: at(narrow),
                 sandwich=lambda net=net: sandwich_step(
-                    net, x, target, random_widths=2, objective=Objective(0.0), generator=generator
+                    net, x, target, sandwich=Sandwich(True, True, 2), objective=Objective(0.0), generator=generator
                 ),
             ),
             "plain",

@@ -208,7 +208,7 @@ def test_the_number_of_held_out_images_can_be_chosen(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     assert run(*command, "--out", tmp_path / "run", "--held-out", 100) == 0
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert settings["images"]["search"] == settings["space"]["search"]["held_out"] == 100
+    assert settings["images"]["search"] == settings["held_out"] == 100
 
 
 def test_the_wrong_images_are_refused(tmp_path, capsys):

@@ -12,6 +12,7 @@ from torch import nn
 from tricky import randomized
 
 import autoslim
+from autoslim.sandwich import Sandwich
 from autoslim.training.checkpoint import load_checkpoint, load_weights
 from autoslim.training.loop import parameter_groups
 from autoslim.training.steps import Objective, sandwich_step
@@ -97,7 +98,7 @@ def test_sandwich_gradients_are_the_sum_over_materialized_networks():
         for name, parameter in plain.named_parameters():
             expected[name][index_of(name, parameter, net, config, model)] += parameter.grad
     measured = sandwich_step(
-        net, x, target, random_widths=3, objective=Objective(0.1), generator=torch.Generator().manual_seed(9)
+        net, x, target, sandwich=Sandwich(True, True, 3), objective=Objective(0.1), generator=torch.Generator().manual_seed(9)
     )
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
@@ -111,7 +112,7 @@ def test_random_widths_may_be_none_and_only_the_ends_are_trained():
     ((x, target),) = batches(1)
     seen = []
     net.model.register_forward_pre_hook(lambda *_: seen.append(tuple(net.config.widths.values())))
-    sandwich_step(net.train(), x, target, random_widths=0, objective=Objective(0.0), generator=torch.Generator())
+    sandwich_step(net.train(), x, target, sandwich=Sandwich(True, True, 0), objective=Objective(0.0), generator=torch.Generator())
     assert seen == [(16, 12), (4, 4)]
 
 
@@ -119,7 +120,14 @@ def test_one_step_of_training_is_sgd_on_the_sandwich_gradients():
     net, twin = supernet(), supernet()
     data = batches(1)
     (x, target) = data[0]
-    sandwich_step(twin.train(), x, target, random_widths=2, objective=Objective(0.0), generator=torch.Generator().manual_seed(0))
+    sandwich_step(
+        twin.train(),
+        x,
+        target,
+        sandwich=Sandwich(True, True, 2),
+        objective=Objective(0.0),
+        generator=torch.Generator().manual_seed(0),
+    )
     autoslim.train_supernet(net, data, epochs=1, lr=0.1, schedule="constant", weight_decay=0.0, nesterov=False)
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, nn.Parameter(q - 0.1 * q.grad), rtol=1e-4, atol=1e-6)
@@ -219,8 +227,8 @@ def test_the_rate_of_the_last_iteration_is_in_the_metrics(tmp_path):
 
 def test_all_faults_of_a_recipe_are_listed_at_once():
     with pytest.raises(autoslim.AutoSlimError) as caught:
-        autoslim.Recipe(epochs=0, lr=-1, schedule="steps", label_smoothing=1.0, random_widths=-1, clip_norm=float("nan"))
-    for name in ("epochs is 0", "lr is -1", "schedule is 'steps'", "label_smoothing", "random_widths", "clip_norm"):
+        autoslim.Recipe(epochs=0, lr=-1, schedule="steps", label_smoothing=1.0, sandwich="max,random", clip_norm=float("nan"))
+    for name in ("epochs is 0", "lr is -1", "schedule is 'steps'", "label_smoothing", "sandwich 'max,random'", "clip_norm"):
         assert name in str(caught.value)
 
 

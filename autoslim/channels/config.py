@@ -71,11 +71,15 @@ class ChannelConfig:
         Raises:
             ConfigError: the file is missing, truncated or of another format; all faults are listed.
         """
-        document = read_json(path, ConfigError)
+        return cls.from_json(read_json(path, ConfigError), str(path))
+
+    @classmethod
+    def from_json(cls, document, where: str) -> "ChannelConfig":
+        """Take a configuration from its JSON document; `where` names it in errors."""
         faults = _format_faults(document)
         if faults:
             raise ConfigError(
-                f"{path} is not a channel configuration ({FORMAT}): {'; '.join(faults)}; pass a file written by `autoslim search`"
+                f"{where} is not a channel configuration ({FORMAT}): {'; '.join(faults)}; pass a file written by `autoslim search`"
             )
         channels = {name: (pair[0], pair[1]) for name, pair in document["channels"].items()}
         known = ("divisor", "model", "input_shape", "space", "cost", "estimate", "provenance", "grouping")

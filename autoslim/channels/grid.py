@@ -15,11 +15,14 @@ class Grid:
         divisor: every step is a multiple of this many channels.
         steps: number of steps that full width is divided into.
         min_ratio: the narrowest width, as a part of full width.
+        anchor: "full": whole steps down from full width; "zero": whole steps up from nothing, and full width itself (the
+            published ResNet-50 lists).
     """
 
     divisor: int = 8
     steps: int = 12
     min_ratio: float = 0.1
+    anchor: str = "full"
 
     def __post_init__(self):
         if not (isinstance(self.divisor, int) and self.divisor >= 1):
@@ -28,6 +31,8 @@ class Grid:
             raise ConfigError(f"steps is {self.steps!r}; it must be a whole number, 1 or more")
         if not 0 <= self.min_ratio <= 1:
             raise ConfigError(f"min_ratio is {self.min_ratio!r}; it must lie between 0 and 1")
+        if self.anchor not in ("full", "zero"):
+            raise ConfigError(f"anchor is {self.anchor!r}; pass 'full' or 'zero'")
 
     def multiple(self, unit: int = 1) -> int:
         """Return what a slimmed width is a multiple of: the least multiple of `unit` that reaches the divisor."""
@@ -39,10 +44,11 @@ class Grid:
         return max(multiple, multiple * round(full / (multiple * self.steps)))
 
     def choices(self, full: int, unit: int = 1) -> tuple[int, ...]:
-        """Return the legal widths, ascending: full width, and whole steps down from its last legal multiple."""
+        """Return the legal widths, ascending: full width, and whole steps down from its last legal multiple, or up from zero."""
         least = max(1, self.min_ratio * full)
+        step = self.step(full, unit)
         top = full // self.multiple(unit) * self.multiple(unit)
-        slimmed = range(top, 0, -self.step(full, unit))
+        slimmed = range(top, 0, -step) if self.anchor == "full" else range(step, full, step)
         return tuple(sorted({full, *(width for width in slimmed if width >= least)}))
 
     def nearest(self, channels: float, full: int, unit: int = 1) -> int:

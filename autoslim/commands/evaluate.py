@@ -12,18 +12,25 @@ from autoslim.errors import RunError
 @click.argument("run", metavar="RUN|CONFIG.json", type=click.Path(path_type=Path))
 @click.option("--data", metavar="DATA", help="Images, in place of the run's own.")
 @click.option("--width", type=float, help="Width multiplier of the family, for a supernet.  [default: its full width]")
+@click.option("--switch", metavar="NAME", help="One switch of a network with several.  [default: all]")
 @options.device_option
 @options.json_option
-def evaluate(run, data, width, device, as_json):
+def evaluate(run, data, width, switch, device, as_json):
     """Score a run folder, or a CONFIG.json that lies in one.
 
-    A supernet, at --width or at CONFIG.json, gives a supernet estimate on its held-out training images, with BN statistics
-    calibrated for that configuration. A retrained network gives its accuracy on the test images.
+    A supernet, at --width or at CONFIG.json, gives a supernet estimate on its held-out training images (a US-Net that held
+    none out: its accuracy on the test images), with BN statistics calibrated for that configuration. A retrained network
+    gives its accuracy on the test images, one with switches that of each.
     """
     folder, config_path = find_run(run)
     from autoslim.commands import runs
 
     kind = runs.read_run(folder)["kind"]
+    if switch is not None and kind != "switches":
+        raise RunError(f"--switch {switch} is for networks with switches; {folder} holds a {kind}, leave it out")
+    if kind == "switches":
+        _evaluate_switches(folder, data, f"{width:g}" if switch is None and width is not None else switch, device, as_json)
+        return
     if kind == "network":
         if width is not None:
             raise RunError(f"--width {width:g} is for supernets; {folder} holds one retrained network, leave it out")
@@ -33,10 +40,42 @@ def evaluate(run, data, width, device, as_json):
     if as_json:
         options.print_json(document)
         return
+    _print(document)
+
+
+def _print(document: dict) -> None:
     click.echo(
         f"{document['kind']}: {1 - document['error']:.2%} top-1 accuracy on {document['images']} {document['split']} images, "
         f"loss {document['loss']:.4f}, {document['macs'] / 1e6:.4g}M MACs, {document['params'] / 1e6:.4g}M params"
     )
+
+
+def _evaluate_switches(folder: Path, data: str | None, switch: str | None, device: str, as_json: bool) -> None:
+    from autoslim.commands import runs
+    from autoslim.commands.joint import load_switches, score_switches
+    from autoslim.commands.retrain import check_classes
+
+    net, settings = load_switches(folder, device)
+    if switch is not None:
+        net.set(switch)  # before the images are read: it may be unknown
+    data = data or settings["data"]
+    lead = next(iter(net.switches.values()))
+    images = runs.load_images(
+        data, lead.input_shape, None, settings["seed"], runs.choose_device(device), settings["skip_corrupt"]
+    )
+    check_classes(net, lead, images, data)
+    runs.check_same_classes(settings, images, data)
+    found = score_switches(net, images.scoring(images.test), switch and [switch])
+    rows = [
+        {"switch": name, "kind": "retrained accuracy", "split": "test", **each["test"], **each["cost"]}
+        for name, each in found.items()
+    ]
+    if as_json:
+        options.print_json(rows if switch is None else rows[0])
+        return
+    for row in rows:
+        click.echo(f"switch {row['switch']}  ", nl=False)
+        _print(row)
 
 
 def find_run(path: Path) -> tuple[Path, Path | None]:
@@ -81,7 +120,7 @@ def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
 def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, width: float | None, device: str) -> dict:
     """Score a supernet at one configuration on the images held out of its training."""
     from autoslim.channels.config import ChannelConfig
-    from autoslim.commands import runs
+    from autoslim.commands import runs, systems
     from autoslim.commands.search import load_supernet
     from autoslim.cost.table import CostTable
 
@@ -94,13 +133,14 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
             net.groups, str(config_path), CostTable(net).cost(config).to_json() if not config.faults(net.groups) else None
         )
     else:
-        config = runs.uniform_config(space, net, space.full_width if width is None else width)
-    rules = space.search
+        config = systems.width_config(space, net, space.full_width if width is None else width)
+    held_out = settings["held_out"]
     images = runs.load_images(
-        data or settings["data"], space.input_shape, rules["held_out"], settings["seed"], runs.choose_device(device),
+        data or settings["data"], space.input_shape, held_out, settings["seed"], runs.choose_device(device),
         settings["skip_corrupt"],
     )  # fmt: skip
     runs.check_same_classes(settings, images, data or settings["data"])
-    result = runs.supernet_evaluator(net, images, rules).score(config)
+    result = runs.supernet_evaluator(net, images, space.search).score(config)
     cost = CostTable(net).cost(config).to_json()
-    return {"kind": "supernet estimate", "split": "held-out training", **result.to_json(), **cost}
+    about = ("shared-weight accuracy", "test") if held_out is None else ("supernet estimate", "held-out training")
+    return {"kind": about[0], "split": about[1], **result.to_json(), **cost}

@@ -18,6 +18,32 @@ skip_corrupt_option = click.option("--skip-corrupt", is_flag=True, help="Leave o
 epochs_option = click.option("--epochs", type=click.IntRange(1), help="Epochs, in place of the space's.")
 batch_size_option = click.option("--batch-size", type=click.IntRange(1), help="Images a step, in place of the space's.")
 lr_option = click.option("--lr", type=float, help="Peak learning rate, in place of the space's.")
+schedule_option = click.option(
+    "--schedule",
+    type=click.Choice(["linear", "cosine", "exponential", "step", "constant"]),
+    help="How the learning rate falls, in place of the space's.",
+)
+
+
+def parse_widths(ctx, param, value: str | None) -> list[float] | None:
+    """Read "0.25,0.5,1.0"."""
+    if value is None:
+        return None
+    try:
+        widths = [float(part) for part in value.split(",")]
+    except ValueError:
+        widths = []
+    if not widths or min(widths) <= 0 or len(set(widths)) != len(widths):
+        raise click.BadParameter(f"{value!r} is no list of different width multipliers; write 0.25,0.5,1.0")
+    return widths
+
+
+def parse_range(ctx, param, value: str | None) -> tuple[float, float] | None:
+    """Read "0.25,1.0"."""
+    widths = parse_widths(ctx, param, value)
+    if widths is not None and (len(widths) != 2 or widths[0] > widths[1]):
+        raise click.BadParameter(f"{value!r} is no range; write the lower width multiplier first, as 0.25,1.0")
+    return widths and tuple(widths)
 
 
 def _parse_held_out(ctx, param, value: str | None) -> int | float | None:

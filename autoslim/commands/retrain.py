@@ -5,31 +5,73 @@ from pathlib import Path
 import click
 
 from autoslim.commands import options
+from autoslim.errors import ConfigError
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", nargs=-1, required=True)
 @options.data_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder; an unfinished run in it goes on.")
+@click.option("--joint", is_flag=True, help="Train all CONFIG.json in one network over shared weights.")
+@click.option(
+    "--norm", type=click.Choice(["private", "statistics", "shared"]),
+    help="With --joint: what of batch norm each network has of its own.  [default: private, all of it]",
+)  # fmt: skip
 @options.epochs_option
 @options.batch_size_option
 @options.lr_option
+@options.schedule_option
 @options.seed_option
 @options.device_option
 @options.skip_corrupt_option
 @options.json_option
-def retrain(config, data, out, epochs, batch_size, lr, seed, device, skip_corrupt, as_json):
-    """Train the network of CONFIG.json from scratch on all training images, then score it once on the test images."""
-    result = retrain_run(
-        config, data, out, seed=seed, device=device, skip_corrupt=skip_corrupt, epochs=epochs, batch_size=batch_size, lr=lr
-    )
+def retrain(config, data, out, joint, norm, epochs, batch_size, lr, schedule, seed, device, skip_corrupt, as_json):
+    """Train the network of CONFIG from scratch on all training images, then score it once on the test images.
+
+    CONFIG is a file, or the name of a published configuration (`autoslim spaces` lists them). With --joint, several
+    configurations of one family become one slimmable network: its weights are shared, batch norms are each one's own.
+    """
+    common = {"seed": seed, "device": device, "skip_corrupt": skip_corrupt}
+    recipe = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule}
+    if joint:
+        result = retrain_jointly(config, data, out, norm=norm or "private", **common, **recipe)
+        rows = result["switches"]
+    else:
+        if len(config) > 1 or norm:
+            raise ConfigError(
+                f"{len(config)} configurations{' and --norm' if norm else ''} need --joint; or pass one CONFIG alone"
+            )
+        result = retrain_run(config[0], data, out, **common, **recipe)
+        rows = {str(out): result}
     if as_json:
         options.print_json(result)
-    else:
+        return
+    for name, row in rows.items():
         click.echo(
-            f"{out}: retrained accuracy {1 - result['test']['error']:.2%} on {result['test']['images']} test images, "
-            f"{result['cost']['macs'] / 1e6:.4g}M MACs, {result['cost']['params'] / 1e6:.4g}M params, seed {seed}"
+            f"{name}: retrained accuracy {1 - row['test']['error']:.2%} on {row['test']['images']} test images, "
+            f"{row['cost']['macs'] / 1e6:.4g}M MACs, {row['cost']['params'] / 1e6:.4g}M params, seed {seed}"
         )
+
+
+def retrain_jointly(config_paths, data: str, out: Path, *, norm: str, seed: int, device="auto", skip_corrupt=False, **overrides):
+    """Train several configurations of one family as one network, in a run folder; returns what result.json holds."""
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.commands import runs
+    from autoslim.commands.joint import joint_run
+    from autoslim.spaces import check_table, find_config
+
+    paths = [find_config(path) for path in config_paths]
+    names = [path.stem for path in paths]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"{', '.join(repeated)} is given twice, and names a switch; rename the file, or leave it out")
+    configs = {path.stem: ChannelConfig.load(path) for path in paths}
+    first = configs[names[0]]
+    recipe = runs.override(check_table("retrain", first.provenance.get("retrain", {}), str(paths[0])), **overrides)
+    images = runs.load_images(data, first.input_shape, None, seed, runs.choose_device(device), skip_corrupt)
+    configs = {name: runs.with_classes(config, len(images.classes)) for name, config in configs.items()}
+    settings = {"data": data, "seed": seed, "skip_corrupt": skip_corrupt}
+    return joint_run(configs, images, out, system="joint", norm=norm, recipe=recipe, space=None, **settings)
 
 
 def load_network(config, where: str):
@@ -58,20 +100,25 @@ def retrain_run(
     config_path, data: str, out: Path, *, seed: int, device="auto", skip_corrupt=False, quiet=False, **overrides
 ) -> dict:
     """Retrain in a run folder; returns what result.json holds."""
+    from dataclasses import replace
+
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
     from autoslim.errors import DataError
     from autoslim.files import probe_writable, read_json, write_json
     from autoslim.search.evaluate import evaluate
-    from autoslim.spaces import check_table
+    from autoslim.spaces import check_table, find_config
     from autoslim.training.loop import retrain as train_network
     from autoslim.training.recipe import Recipe
 
+    config_path = find_config(config_path)
     config = ChannelConfig.load(config_path)
-    network, cost = load_network(config, str(config_path))
     place = runs.choose_device(device)
     recipe = runs.override(check_table("retrain", config.provenance.get("retrain", {}), str(config_path)), **overrides)
     images = runs.load_images(data, config.input_shape, None, seed, place, skip_corrupt)
+    config = runs.with_classes(config, len(images.classes))
+    network, cost = load_network(config, str(config_path))
+    config = replace(config, cost=cost.to_json())
     check_classes(network, config, images, data)
     probe_writable(out)
     runs.write_run(
@@ -105,6 +152,7 @@ def check_classes(network, config, images, data: str) -> None:
 
     with torch.no_grad():
         network.eval()
-        outputs = logits_of(network(torch.zeros(1, *config.input_shape))).shape[1]
+        device = next(network.parameters()).device
+        outputs = logits_of(network(torch.zeros(1, *config.input_shape, device=device))).shape[1]
     if outputs != len(images.classes):
         raise DataError(f"{data!r} has {len(images.classes)} classes, the network {outputs}; pass the data it was searched for")

@@ -11,17 +11,18 @@ from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.groups import find_groups
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
-from autoslim.errors import DataError, ModelError, RunError
+from autoslim.errors import ConfigError, DataError, ModelError, RunError
 from autoslim.factories import load_rules
 from autoslim.files import read_json, write_json
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable.supernet import Supernet
-from autoslim.spaces import Space, check_table
+from autoslim.spaces import Space, check_table, load_space
 from autoslim.training.recipe import Recipe
 
 FORMAT = "autoslim.run/1"
 _SETTINGS = {
-    "supernet": ("space", "data", "seed", "classes", "skip_corrupt"),
+    "supernet": ("system", "space", "data", "held_out", "seed", "classes", "skip_corrupt"),
+    "switches": ("system", "space", "switches", "norm", "data", "seed", "recipe", "classes", "skip_corrupt"),
     "network": ("channels", "data", "seed", "recipe", "classes", "skip_corrupt"),
     "search": ("data", "seed", "supernet", "search", "images"),
 }
@@ -158,7 +159,7 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
     """Read config.json of a run folder.
 
     Raises:
-        RunError: the folder is no run, or a run of another kind ("supernet" or "network").
+        RunError: the folder is no run, or a run of another kind ("supernet", "switches" or "network").
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -172,7 +173,7 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
     if lacking:
         raise RunError(f"{folder}/config.json is damaged (no {', '.join(lacking)}); restore it, or train into another folder")
     if kind and document.get("kind") != kind:
-        verb = {"supernet": "train", "network": "retrain"}[kind]
+        verb = {"supernet": "train", "switches": "train --system s-net", "network": "retrain"}[kind]
         raise RunError(f"{folder} holds a {document.get('kind')}, not a {kind}; pass a folder written by `autoslim {verb}`")
     return document
 
@@ -207,10 +208,14 @@ def group_options(grouping: dict) -> dict:
 
 
 def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEvaluator:
-    """Return what judges configurations on the held-out images, by the [search] table of a space."""
+    """Return what judges configurations, by the [search] table of a space.
+
+    It scores on the held-out images; where none are, this is the final evaluation, on the test images.
+    """
     count = rules["calibration_images"]
     calibration = images.calibration(count, min(rules["batch_size"], count))
-    return SupernetEvaluator(net, images.scoring(images.search, rules["batch_size"]), calibration, calibration_images=count)
+    scored = images.test if images.search is None else images.search
+    return SupernetEvaluator(net, images.scoring(scored, rules["batch_size"]), calibration, calibration_images=count)
 
 
 def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -263,6 +268,23 @@ def with_model(config: ChannelConfig, space: Space) -> ChannelConfig:
     """Add to a configuration what rebuilds its network."""
     about = {"space": space.name, "model": space.model_reference(), "input_shape": list(space.input_shape)}
     return replace(config, **about, grouping=space.grouping())
+
+
+def with_classes(config: ChannelConfig, classes: int) -> ChannelConfig:
+    """Return a published or hand-written configuration for another number of classes, its cost left out.
+
+    Other configurations stay as they are: they were searched on the classes that they have.
+    """
+    if config.provenance.get("kind") not in ("published", "imported") or not config.space or not config.model:
+        return config
+    try:
+        space = load_space(config.space)
+    except ConfigError:  # a space of the user's own
+        return config
+    kwargs, argument = config.model.get("kwargs", {}), space.classes_argument
+    if space.factory != config.model["factory"] or argument is None or kwargs.get(argument) == classes:
+        return config
+    return replace(config, model={**config.model, "kwargs": {**kwargs, argument: classes}}, cost={})
 
 
 def override(recipe: dict, **values) -> dict:

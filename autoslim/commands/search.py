@@ -72,10 +72,14 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
     table = CostTable(net)
     wanted = check_targets(targets, table.cost(net.full()).macs, table.cost(net.narrowest()).macs)
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}
+    if settings["held_out"] is None:
+        raise RunError(
+            f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
+        )
     images = runs.load_images(
         settings["data"],
         space.input_shape,
-        rules["held_out"],
+        settings["held_out"],
         settings["seed"],
         runs.choose_device(device),
         settings["skip_corrupt"],

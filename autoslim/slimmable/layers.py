@@ -73,6 +73,8 @@ class Slimming:
         sizes: attribute name to an axis, or to a row of axes and numbers.
         average: divide the weight by this many inputs that each output sees, `weight.shape[dim] / groups` (US-Nets,
             supplementary); None: do not.
+        own: tensors that stand in for the module's, at the widths that are set (the private batch norms of a switch).
+        tracks: a batch norm keeps moving statistics while it trains.
     """
 
     def __init__(
@@ -81,19 +83,33 @@ class Slimming:
         self.axes = axes
         self.sizes = sizes
         self.average = average
+        self.own: dict[str, Tensor | None] = {}
+        self.tracks = False
+        self._copies: dict[str, Tensor] = {}
 
     def tensor(self, name: str, full: Tensor) -> Tensor:
         """Return the active part of a tensor."""
+        if name in self.own:
+            return self.own[name]
         value = full
         for dim, axis in enumerate(self.axes.get(name, ())):
             if axis is not None:
                 value = axis.take(value, dim)
         if full.dim() == 1 and value is not full and not value._is_view() and not isinstance(full, nn.Parameter):
             value.home = (full, axis.index(full.device))  # BN calibration writes there
+            if self.tracks:
+                self._copies[name] = value
         if self.average and name == "weight":
             dim, groups = self.average
             value = value / (value.shape[dim] // groups)
         return value
+
+    def write_back(self) -> None:
+        """Store what a forward pass wrote into copies of active parts: moving statistics."""
+        for value in self._copies.values():
+            full, index = value.home
+            full[index] = value
+        self._copies.clear()
 
     def number(self, name: str, full):
         """Return an attribute at the current widths, of the type it has at full width."""
@@ -140,11 +156,14 @@ class Slimmable:
 
 
 class _BatchStatistics:
-    """A batch norm that trains with the statistics of its batch and keeps none: no width may leave its own to another."""
+    """A batch norm that trains with the statistics of its batch and keeps none: no width may leave its own to another.
+
+    Where the widths are switches with statistics of their own, it keeps them (`Slimming.tracks`).
+    """
 
     @property
     def track_running_stats(self) -> bool:
-        return self.__dict__["track_running_stats"] and not self.training
+        return self.__dict__["track_running_stats"] and (not self.training or self.__dict__["_slimming"].tracks)
 
     @track_running_stats.setter
     def track_running_stats(self, value: bool) -> None:

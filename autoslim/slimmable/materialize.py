@@ -43,9 +43,9 @@ def materialize(
         net = Supernet(model, example, divisor=config.divisor, rules=rules, **choices)
         config.check(net.groups)
     if config is None:
-        return _plain_copy(net.model)
+        return plain_copy(net.model)
     with net.using(config):
-        return _plain_copy(net.model)
+        return plain_copy(net.model)
 
 
 def example_input(config: ChannelConfig):
@@ -71,7 +71,8 @@ def _example_for(model: nn.Module, config: ChannelConfig):
     return tree_map(lambda t: t if t is None else t.to(dtype), example_input(config))
 
 
-def _plain_copy(model: nn.Module) -> nn.Module:
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a plain copy of a supernet's module with the active part of its tensors."""
     tensors: dict[int, torch.Tensor] = {}
     for module in model.modules():
         active = module.active_tensors() if isinstance(module, Slimmable) else {}

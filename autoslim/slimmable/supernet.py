@@ -34,7 +34,7 @@ class Supernet(nn.Module):
     Args:
         model: any network of torch.nn layers; what cannot be slimmed is frozen and listed in `frozen`.
         example: one input `[N, C, H, W]`, or a tuple of the positional inputs.
-        divisor, steps, min_ratio: the grid of legal widths, see `Grid`.
+        divisor, steps, min_ratio, anchor: the grid of legal widths, see `Grid`.
         average_inputs: divide the output of every conv but depthwise by its active inputs (US-Nets, supplementary).
         rules: rules for operations of your own, see `find_groups`.
         choices: `include`, `exclude` (names of modules), `freeze`, `release`, `tie` (names of groups), see `find_groups`.
@@ -52,12 +52,13 @@ class Supernet(nn.Module):
         divisor: int = 8,
         steps: int = 12,
         min_ratio: float = 0.1,
+        anchor: str = "full",
         average_inputs: bool = False,
         rules: Mapping | None = None,
         **choices,
     ):
         super().__init__()
-        self.grid = Grid(divisor, steps, min_ratio)
+        self.grid = Grid(divisor, steps, min_ratio, anchor)
         self.grouping = Choices.of(choices).to_json() | ({"rules": "given in Python"} if rules else {})
         self.channels = find_groups(model, example, rules=rules, **choices)
         if not self.channels.groups:

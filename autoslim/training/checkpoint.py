@@ -14,7 +14,7 @@ FORMAT = "autoslim.checkpoint/1"
 
 
 def save_checkpoint(path: str | Path, kind: str, network: nn.Module, optimizer, rows: list[dict], settings: dict) -> None:
-    """Write the state of a training ("supernet" or "network") atomically."""
+    """Write the state of a training ("supernet", "switches" or "network") atomically."""
     state = {
         "format": FORMAT,
         "kind": kind,
@@ -56,7 +56,9 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
     if wrong:
         raise RunError(f"{path} is not a whole checkpoint (no {', '.join(wrong)}); restore it, or remove it and train again")
     if state.get("kind") != kind:
-        wanted = {"supernet": "`autoslim train`", "network": "`autoslim retrain`"}[kind]
+        wanted = {"supernet": "`autoslim train`", "switches": "`autoslim train --system s-net`", "network": "`autoslim retrain`"}[
+            kind
+        ]
         raise RunError(f"{path} holds a {state.get('kind')}, not a {kind}; pass a folder written by {wanted}")
     return state
 

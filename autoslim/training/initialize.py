@@ -6,6 +6,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
 from autoslim.slimmable.supernet import Supernet
+from autoslim.slimmable.switchable import SwitchableNet
 
 
 @torch.no_grad()
@@ -16,11 +17,13 @@ def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
     other kinds draw their weights by their own `reset_parameters`; parameters of no layer stay as they are. The global
     random state is left alone.
     """
-    if isinstance(network, Supernet):
-        network = network.source  # its layers hold the full tensors, whatever width is set
+    # The layers of the plain network hold the full tensors, whatever width is set.
+    modules = list((network.source if isinstance(network, (Supernet, SwitchableNet)) else network).modules())
+    if isinstance(network, SwitchableNet):
+        modules += network.norms.modules()
     with torch.random.fork_rng(devices={p.device for p in network.parameters() if p.device.type == "cuda"}):
         torch.manual_seed(seed)
-        for module in network.modules():
+        for module in modules:
             if isinstance(module, nn.modules.conv._ConvNd):
                 fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
                 _normal(module, (2 / fan_out) ** 0.5)

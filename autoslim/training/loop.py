@@ -1,9 +1,9 @@
 """The one training loop, and the two trainings that use it."""
 
-import csv
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +11,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import to_device
 from autoslim.errors import DataError, RunError
-from autoslim.files import atomic_write
+from autoslim.files import write_csv
+from autoslim.sandwich import Sandwich
 from autoslim.slimmable.supernet import Supernet
+from autoslim.slimmable.switchable import SwitchableNet
 from autoslim.training.checkpoint import load_checkpoint, save_checkpoint
 from autoslim.training.initialize import initialize
 from autoslim.training.recipe import Recipe
-from autoslim.training.steps import Objective, plain_step, sandwich_step
+from autoslim.training.steps import Objective, plain_step, sandwich_step, switch_step
 
 log = logging.getLogger("autoslim")
 
@@ -33,7 +36,8 @@ def train_supernet(
     recipe: Recipe | None = None,
     from_scratch: bool = False,
     loss: Callable | None = None,
-    distill: Callable | bool = True,
+    distill: Callable | None = None,
+    uniform: Callable[[float], ChannelConfig] | None = None,
     **hyper,
 ) -> list[dict]:
     """Train a supernet with the sandwich rule and inplace distillation (US-Nets, section 3).
@@ -47,19 +51,56 @@ def train_supernet(
         from_scratch: draw new weights by `seed` first, instead of starting from the model's.
         loss: `(output, target) -> scalar`, for outputs with auxiliary heads or other tasks; cross-entropy of the class
             scores (the output, or the first entry of a tuple or dict) by default.
-        distill: what the other widths learn from the widest: its class scores, softened (True); `(output, widest output)
-            -> scalar`; or nothing (False), and they see the labels through `loss`.
+        distill: what the other widths learn from the widest, as `(output, widest output) -> scalar`; by default its class
+            scores, softened. `distill=False` in the recipe: nothing, they see the labels through `loss`.
+        uniform: the configuration of a ratio of full width, where the recipe draws uniform widths; `net.uniform` by default.
         recipe, hyper: a `Recipe`, or its fields as keywords (`epochs=50, lr=0.1, ...`).
 
     Returns:
         one row an epoch: epoch, lr, loss, narrowest_loss, accuracy (on the training batches), seconds.
     """
+    if callable(distill):
+        hyper |= {"distill": True} if recipe is None else {}
+    elif distill is not None:
+        hyper["distill"] = distill
+    recipe = replace(recipe, **hyper) if recipe else Recipe(**hyper)
+    if from_scratch:
+        initialize(net, seed)
+    objective = Objective(recipe.label_smoothing, loss, distill if callable(distill) else recipe.distill)
+    draw = (uniform or net.uniform) if recipe.widths == "uniform" else None
+    step = partial(sandwich_step, net, sandwich=Sandwich.parse(recipe.sandwich), objective=objective, uniform=draw)
+    return _fit(net, step, batches, recipe, folder, seed, progress, "supernet")
+
+
+def train_switches(
+    net: SwitchableNet,
+    batches: Iterable,
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    recipe: Recipe | None = None,
+    from_scratch: bool = True,
+    loss: Callable | None = None,
+    **hyper,
+) -> list[dict]:
+    """Train all switches of a switchable network jointly; every switch sees the labels (Slimmable Networks, algorithm 1).
+
+    Arguments are those of `train_supernet`; the recipe's distillation and sandwich have no meaning here.
+
+    Returns:
+        one row an epoch: epoch, lr, loss (mean over the switches), `loss_NAME` and `accuracy_NAME` (on the training batches)
+        of every switch, seconds.
+    """
     recipe = recipe or Recipe(**hyper)
     if from_scratch:
         initialize(net, seed)
-    objective = Objective(recipe.label_smoothing, loss, distill)
-    step = partial(sandwich_step, net, random_widths=recipe.random_widths, objective=objective)
-    return _fit(net, step, batches, recipe, folder, seed, progress, "supernet")
+    objective = Objective(recipe.label_smoothing, loss, distill=False)
+
+    def step(x, target, generator):
+        return switch_step(net, x, target, objective=objective)
+
+    return _fit(net, step, batches, recipe, folder, seed, progress, "switches")
 
 
 def retrain(
@@ -94,7 +135,7 @@ def retrain(
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     """Split parameters into conv and linear weights, which decay, and depthwise weights, BN and biases, which do not."""
     decays = set()
-    plain = network.source if isinstance(network, Supernet) else network  # whatever width is set
+    plain = network.source if isinstance(network, (Supernet, SwitchableNet)) else network  # whatever width is set
     for module in plain.modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module)):
             decays.add(id(module._parameters.get("weight")))
@@ -125,7 +166,7 @@ def _fit(
     if path and path.exists():
         rows = _resume(path, network, optimizer, recipe, seed, kind)
         if rows:
-            _write_metrics(path.parent / "metrics.csv", rows)  # its last row may have been cut off
+            write_csv(path.parent / "metrics.csv", rows)  # its last row may have been cut off
     elif path:
         save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
     device = next(network.parameters()).device
@@ -138,8 +179,9 @@ def _fit(
             rows.append(_epoch(network, step, batches, optimizer, recipe, epoch, seed, device))
             if path:
                 save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
-                _write_metrics(path.parent / "metrics.csv", rows)
-            right = f", train accuracy {rows[-1]['accuracy']:.1%}" if "accuracy" in rows[-1] else ""
+                write_csv(path.parent / "metrics.csv", rows)
+            rates = [f"{value:.1%}" for key, value in rows[-1].items() if key.startswith("accuracy")]
+            right = f", train accuracy {' '.join(rates)}" if rates else ""
             bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}{right}")
             bar.update()
     network.train(was_training)
@@ -196,10 +238,3 @@ def _resume(path: Path, network, optimizer, recipe: Recipe, seed: int, kind: str
     if state["rows"]:
         log.info("going on from epoch %d of %s", len(state["rows"]), path)
     return state["rows"]
-
-
-def _write_metrics(path: Path, rows: list[dict]) -> None:
-    with atomic_write(path) as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

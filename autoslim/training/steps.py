@@ -1,6 +1,7 @@
 """What happens to one batch of training images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,9 @@ from torch.utils._pytree import tree_map
 
 from autoslim.channels.trace import as_inputs
 from autoslim.errors import ModelError
+from autoslim.sandwich import Sandwich
 from autoslim.slimmable.supernet import Supernet
+from autoslim.slimmable.switchable import SwitchableNet
 
 
 def logits_of(output) -> Tensor:
@@ -62,36 +65,89 @@ class Objective:
         return {"accuracy": (logits_of(output).argmax(dim=1) == target).float().mean().item()}
 
 
+def joint_step(net, x, target, *, settings: Iterable, objective: Objective) -> list[tuple[Tensor, Any]]:
+    """Accumulate the gradients of one batch over several settings of one network: the plain sum of their losses.
+
+    The first setting sees the labels; what the others see is the objective's choice. The caller makes one optimizer step
+    (Slimmable Networks, algorithm 1; US-Nets, section 3).
+
+    Args:
+        net: a network with `set(setting)`: a supernet and its configurations, or a switchable network and its switches.
+        x: images `[N, C, H, W]`, or a tuple or list of inputs.
+        target: labels `[N]`, or whatever the objective's loss takes.
+
+    Returns:
+        loss and output of every setting, in their order.
+    """
+    inputs = as_inputs(x)
+    follow = None
+    done = []
+    for setting in settings:
+        net.set(setting)
+        output = net(*inputs)
+        loss = objective.loss(output, target) if follow is None else follow(output)
+        loss.backward()
+        if follow is None:
+            follow = objective.for_others(output, target)
+        done.append((loss.detach(), tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output)))
+    return done
+
+
 def sandwich_step(
-    net: Supernet, x, target, *, random_widths: int, objective: Objective, generator: torch.Generator
+    net: Supernet,
+    x,
+    target,
+    *,
+    sandwich: Sandwich,
+    objective: Objective,
+    generator: torch.Generator,
+    uniform: Callable[[float], Any] | None = None,
 ) -> dict[str, float]:
     """Accumulate the gradients of one batch over the widest, the narrowest and random configurations.
 
     Sandwich rule with inplace distillation (US-Nets, sections 3.2 and 3.3): only the widest sees the labels; the others see
-    its softmax, detached. The loss is the plain sum; the caller makes one optimizer step.
+    its softmax, detached.
 
     Args:
-        x: images `[N, C, H, W]`, or a tuple or list of inputs.
-        target: labels `[N]`, or whatever the objective's loss takes.
-        random_widths: configurations besides the two ends, each group drawn on its own.
+        x, target: see `joint_step`.
+        sandwich: which configurations.
+        uniform: the configuration of a ratio, from the grid's `min_ratio` to 1; None draws every group on its own.
 
     Returns:
-        loss of the widest and of the narrowest, and the part of the batch that the widest gets right.
+        loss of the widest (where it is not trained: of the first), of the narrowest, and the part of the batch that the
+        widest gets right; what is not trained is left out.
     """
+    settings = [net.full()] if sandwich.max else []
+    if sandwich.min:
+        settings.append(uniform(net.grid.min_ratio) if uniform else net.narrowest())
+    for _ in range(sandwich.random):
+        settings.append(uniform(_ratio(net, generator)) if uniform else net.random(generator))
+    done = joint_step(net, x, target, settings=settings, objective=objective)
     net.set(net.full())
-    inputs = as_inputs(x)
-    output = net(*inputs)
-    widest = objective.loss(output, target)
-    widest.backward()
-    follow = objective.for_others(output, target)
-    losses = []
-    for config in (net.narrowest(), *(net.random(generator) for _ in range(random_widths))):
-        net.set(config)
-        loss = follow(net(*inputs))
-        loss.backward()
-        losses.append(loss.item())
-    net.set(net.full())
-    return {"loss": widest.item(), "narrowest_loss": losses[0], **objective.accuracy(output, target)}
+    measured = {"loss": done[0][0].item()}
+    if sandwich.min:
+        measured["narrowest_loss"] = done[int(sandwich.max)][0].item()
+    return measured | (objective.accuracy(done[0][1], target) if sandwich.max else {})
+
+
+def _ratio(net: Supernet, generator: torch.Generator) -> float:
+    low = net.grid.min_ratio
+    return low + (1 - low) * torch.rand((), generator=generator).item()
+
+
+def switch_step(net: SwitchableNet, x, target, *, objective: Objective) -> dict[str, float]:
+    """Accumulate the gradients of one batch over all switches (Slimmable Networks, algorithm 1).
+
+    Returns:
+        mean loss over the switches, then loss and accuracy on the batch of each.
+    """
+    done = joint_step(net, x, target, settings=net.switches, objective=objective)
+    net.set(next(iter(net.switches)))
+    measured = {"loss": sum(loss.item() for loss, _ in done) / len(done)}
+    for name, (loss, output) in zip(net.switches, done):
+        measured[f"loss_{name}"] = loss.item()
+        measured |= {f"{key}_{name}": value for key, value in objective.accuracy(output, target).items()}
+    return measured
 
 
 def plain_step(network: nn.Module, x, target, *, objective: Objective) -> dict[str, float]:

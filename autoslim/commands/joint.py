@@ -1,0 +1,113 @@
+"""Several configurations of one family in one network: S-Nets, and the joint training of found configurations."""
+
+from pathlib import Path
+
+from autoslim.channels.config import ChannelConfig
+from autoslim.commands import runs
+from autoslim.cost.table import CostTable
+from autoslim.errors import ConfigError, RunError
+from autoslim.factories import build_model
+from autoslim.files import probe_writable, read_json, write_json
+from autoslim.search.evaluate import evaluate
+from autoslim.slimmable.materialize import example_input
+from autoslim.slimmable.supernet import Supernet
+from autoslim.slimmable.switchable import SwitchableNet, join
+from autoslim.training.checkpoint import load_weights
+from autoslim.training.loop import train_switches
+from autoslim.training.recipe import Recipe
+
+
+def build_switches(
+    configs: dict[str, ChannelConfig], norm: str, system: str, where: dict[str, str] | None = None
+) -> SwitchableNet:
+    """Build the untrained network of several configurations; `where` says what a fault of each is reported under.
+
+    Raises:
+        ConfigError: a configuration does not fit its model, or they are of different networks.
+    """
+    import torch
+
+    where = where or {}
+    (first, lead), *rest = configs.items()
+    for name, config in rest:
+        if (config.model, config.grouping, config.input_shape) != (lead.model, lead.grouping, lead.input_shape):
+            raise ConfigError(
+                f"{where.get(name, name)} is of another network than {where.get(first, first)}; train networks of one family jointly"
+            )
+    if lead.model is None:
+        raise ConfigError(
+            f'{where.get(first, first)} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}'
+        )
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(lead.model)
+    options = runs.group_options(lead.grouping)
+    example = example_input(lead)
+    net = Supernet(model, example, divisor=lead.divisor, **options)
+    for name, config in configs.items():
+        config.check(net.groups, where.get(name, name))
+        config.check(net.groups, where.get(name, name), CostTable(net).cost(config).to_json())
+    return join(net, configs, example, norm=norm, share_equal=system == "s-net", **options)
+
+
+def joint_run(
+    configs: dict[str, ChannelConfig], images: runs.Images, out: Path, *, norm: str, recipe: dict, **settings
+) -> dict:  # fmt: skip
+    """Train configurations jointly on all training images and score each on the test images; returns what result.json holds.
+
+    Args:
+        configs: name to configuration.
+        settings: `system` ("s-net" or "joint"), `space` (as JSON, where the configurations are a family's own), `data`,
+            `seed` and `skip_corrupt`.
+    """
+    from autoslim.commands.retrain import check_classes
+
+    net = build_switches(configs, norm, settings["system"])
+    check_classes(net, next(iter(configs.values())), images, settings["data"])
+    probe_writable(out)
+    switches = {name: config.to_json() for name, config in configs.items()}
+    runs.write_run(out, "switches", **settings, switches=switches, norm=norm, recipe=recipe, classes=list(images.classes))
+    if (out / "result.json").exists():
+        return read_json(out / "result.json", RunError)
+    runs.to_device(net, images.device)
+    seed = settings["seed"]
+    batches = images.training(images.train, recipe, seed)
+    train_switches(net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(recipe))
+    result = {
+        "kind": "retrained accuracy",
+        "system": settings["system"],
+        "norm": norm,
+        "switches": score_switches(net, images.scoring(images.test)),
+        "seed": seed,
+        "epochs": recipe["epochs"],
+    }
+    write_json(out / "result.json", result)
+    return result
+
+
+def score_switches(net: SwitchableNet, images, names=None) -> dict[str, dict]:
+    """Return accuracy and cost of switches (of all by default), with the statistics they were trained with."""
+    table, before, found = CostTable(net.net), net.switch, {}
+    for name in names or net.switches:
+        net.set(name)
+        found[name] = {"test": evaluate(net, images).to_json(), "cost": table.cost(net.switches[name]).to_json()}
+    net.set(before)
+    return found
+
+
+def load_switches(folder: Path, device: str) -> tuple[SwitchableNet, dict]:
+    """Rebuild the trained network of a run folder; returns it with the run's settings.
+
+    Raises:
+        RunError: the folder is no such run, or is not finished.
+    """
+    settings = runs.read_run(folder, "switches")
+    configs = {
+        name: ChannelConfig.from_json(document, f"{folder}/config.json") for name, document in settings["switches"].items()
+    }
+    net = build_switches(configs, settings["norm"], settings["system"])
+    epochs = load_weights(folder / "checkpoint.pt", "switches", net)
+    if epochs < settings["recipe"]["epochs"]:
+        raise RunError(
+            f"{folder} was trained for {epochs} of {settings['recipe']['epochs']} epochs; run the same command again to finish it"
+        )
+    return runs.to_device(net, runs.choose_device(device)), settings
