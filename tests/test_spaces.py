@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
+from autoslim.channels.grid import Grid
 from autoslim.errors import ConfigError, ModelError
 from autoslim.factories import build_model, load_factory
 from autoslim.models import digits_cnn, mobilenet_v1, mobilenet_v2_cifar, resnet_cifar
@@ -55,7 +56,8 @@ MOBILENET_V2_CIFAR = {
 V1_FULL = [32, 72, 144, 144, 280, 280, *[560] * 6, 1128, 1128]
 V2_FULL_STAGES = [(24, 1), (40, 2), (48, 3), (96, 4), (144, 3), (240, 3), (480, 1)]
 
-SHIPPED = ["digits_cnn", "mobilenet_v1", "mobilenet_v2", "mobilenet_v2_cifar", "resnet20_cifar"]
+SHIPPED = ["digits_cnn", "mnasnet", "mnasnet_cifar", "mobilenet_v1", "mobilenet_v1_cifar", "mobilenet_v2", "mobilenet_v2_cifar"]
+SHIPPED += ["resnet20_cifar", "resnet50", "resnet50_cifar", "shufflenet", "shufflenet_cifar"]
 
 
 def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -221,28 +223,67 @@ def test_shipped_space_builds_at_full_width_and_alone_from_its_reference(name):
     assert (params(default) < params(full)) == (space.full_width > 1)
 
 
+def unused(recipe: dict) -> set[str]:
+    """Return the keys that the other values of a recipe leave without meaning."""
+    keys = {"resized": {"pad"}, "pad": {"min_scale"}}.get(recipe.get("crop"), set())
+    if recipe.get("schedule") != "step":
+        keys = keys | {"milestones"}
+    return keys if recipe.get("schedule") in ("step", "exponential") else keys | {"decay"}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_space_writes_every_key_and_gives_every_layer_a_choice(name):
     space = load_space(name)
-    for table in ("grid", "train", "search", "retrain"):
+    for table in ("grid", "train", "us_net", "s_net", "search", "retrain"):
         text = space.path.read_text().split(f"[{table}]")[1].split("\n[")[0]
         written = set(re.findall(r"(?m)^(\w+) = ", text))
-        unused = {"resized": {"pad"}, "pad": {"min_scale"}}.get(getattr(space, table).get("crop"), set())
-        assert written == set(getattr(space, table)) - unused
+        assert written == set(getattr(space, table)) - unused(getattr(space, table))
+    grid = Grid(**space.grid)
     for full in set(conv_widths(name)):
-        divisor, steps = space.grid["divisor"], space.grid["steps"]
-        step = max(divisor, divisor * round(full / (divisor * steps)))
-        assert full % divisor == 0
-        assert 3 <= len([w for w in range(full, 0, -step) if w >= space.grid["min_ratio"] * full]) <= 14
+        assert full % space.grid["divisor"] == 0
+        assert 3 <= len(grid.choices(full)) <= 16
 
 
-def test_published_recipes_of_the_mobile_networks():
+@pytest.mark.parametrize("name", SHIPPED)
+def test_widths_of_the_recipes_can_be_built_inside_the_supernet(name):
+    space = load_space(name)
+    with torch.device("meta"):
+        full = space.build()
+        for width in (*space.us_net["range"], *space.s_net["switches"]):
+            assert width <= space.full_width
+            for layer, wide in zip(space.build(width).modules(), full.modules(), strict=True):
+                if isinstance(layer, nn.Conv2d):
+                    assert layer.out_channels <= wide.out_channels
+                    assert layer.out_channels % space.grid["divisor"] == 0
+
+
+def test_published_recipes_of_the_searched_networks():
     space = load_space("mobilenet_v2")
     assert (space.full_width, space.input_shape) == (1.5, (3, 224, 224))
-    assert space.grid == {"divisor": 8, "steps": 12, "min_ratio": 0.1}
+    assert space.grid == {"divisor": 8, "steps": 12, "min_ratio": 0.1, "anchor": "full"}
     assert (space.train["epochs"], space.search["held_out"]) == (50, 50_000)
-    final = {"epochs": 300, "batch_size": 2048, "lr": 0.5, "schedule": "linear", "label_smoothing": 0.1}
-    assert final.items() <= space.retrain.items()
+    final = {"epochs": 300, "batch_size": 2048, "lr": 0.5, "schedule": "linear", "label_smoothing": 0.1, "weight_decay": 1e-4}
+    for name in ("mobilenet_v1", "mobilenet_v2", "mnasnet"):
+        assert final.items() <= load_space(name).retrain.items()
+    final = {"epochs": 100, "batch_size": 256, "lr": 0.1, "schedule": "step", "milestones": [30, 60, 90], "decay": 0.1}
+    space = load_space("resnet50")
+    assert (final | {"label_smoothing": 0.1, "min_scale": 0.25}).items() <= space.retrain.items()
+    assert (final | {"label_smoothing": 0.0, "min_scale": 0.08}).items() <= space.s_net.items()
+    assert (space.full_width, space.grid["anchor"]) == (1.0, "zero")
+
+
+def test_published_recipes_of_the_slimmable_networks():
+    final = {"epochs": 480, "batch_size": 160, "lr": 0.045, "schedule": "exponential", "decay": 0.98, "weight_decay": 1e-4}
+    for name, low in (("mobilenet_v1", 0.25), ("mobilenet_v2", 0.35)):
+        space = load_space(name)
+        assert final.items() <= space.s_net.items()
+        assert space.s_net["switches"] == [low, 0.5, 0.75, 1.0]
+        assert space.us_net["range"] == [low, 1.0]
+        us_net = {"epochs": 250, "batch_size": 1024, "lr": 0.5, "schedule": "linear", "sandwich": "max,min,random:2"}
+        assert us_net.items() <= space.us_net.items()
+    space = load_space("shufflenet")
+    assert {"epochs": 250, "batch_size": 1024, "lr": 0.5, "schedule": "linear"}.items() <= space.s_net.items()
+    assert space.s_net["switches"] == [0.5, 1.0, 2.0]
 
 
 def test_spaces_need_no_torch():
@@ -272,11 +313,11 @@ def test_minimal_file_gets_the_defaults(write):
     space = load_space(write(MINIMAL))
     plain = load_space("torchvision.models:squeezenet1_1", input_shape=(3, 64, 64))
     assert (space.name, space.kwargs, space.width_argument, space.classes_argument) == ("mine", {}, None, None)
-    for table in ("grid", "train", "search", "retrain"):
+    for table in ("grid", "train", "us_net", "s_net", "search", "retrain", "lists"):
         assert getattr(space, table) == getattr(plain, table)
     assert space.with_classes(3) is space
     assert isinstance(space.retrain["warmup_epochs"], float)
-    assert "random_widths" in space.train and "random_widths" not in space.retrain
+    assert "sandwich" in space.train and "sandwich" not in space.retrain
 
 
 def test_file_values_replace_the_defaults(write):
@@ -295,8 +336,8 @@ def fails(kind: type[Exception], call, *args, **kwargs) -> str:
 
 def test_unknown_space_names_the_closest_and_the_ways_out():
     assert fails(ConfigError, load_space, "mobilnet_v2") == (
-        "unknown search space 'mobilnet_v2' (closest: 'mobilenet_v2'); give one of digits_cnn, mobilenet_v1, "
-        "mobilenet_v2, mobilenet_v2_cifar, resnet20_cifar, the path of a .toml file, or pkg.module:factory"
+        "unknown search space 'mobilnet_v2' (closest: 'mobilenet_v2'); give one of "
+        f"{', '.join(SHIPPED)}, the path of a .toml file, or pkg.module:factory"
     )
     assert "closest" not in fails(ConfigError, load_space, "zzz")
 
@@ -327,13 +368,13 @@ def test_all_faults_of_a_file_come_in_one_line(write):
         [train]
         epochs = true
         lr = "fast"
-        schedule = "step"
+        schedule = "fast"
         nesterov = 1
         epoch = 3
         [search]
         held_out = 1.5
         [retrain]
-        random_widths = 2
+        sandwich = "max"
         """
     )
     assert fails(ConfigError, load_space, path) == (
@@ -346,11 +387,11 @@ def test_all_faults_of_a_file_come_in_one_line(write):
         "[grid] divisor = 8.0 must be a whole number of at least 1; "
         "[train] epochs = True must be a whole number of at least 1; "
         "[train] lr = 'fast' must be a number above 0; "
-        "[train] schedule = 'step' must be 'linear' or 'cosine'; "
+        "[train] schedule = 'fast' must be 'linear' or 'cosine' or 'exponential' or 'step' or 'constant'; "
         "[train] nesterov = 1 must be true or false; "
         "[train] has unknown 'epoch' (closest: 'epochs'); "
         "[search] held_out = 1.5 must be a fraction between 0 and 1 (0.2) or a number of images (50000); "
-        "[retrain] has unknown 'random_widths'"
+        "[retrain] has unknown 'sandwich'"
     )
 
 
@@ -361,6 +402,9 @@ def test_all_faults_of_a_file_come_in_one_line(write):
         ("[3, 64, 64]", "[3, 64, 64]\nfull_width = 2", "full_width = 2 needs width_argument"),
         ("[3, 64, 64]", "[3, 64, 64]\nkwargs = { when = 2020-01-01 }", "[model] kwargs = {'when': "),
         ("[3, 64, 64]", "[3, 64, 64]\nclasses_argument = 'a b'", "must be the name of an argument"),
+        ("[3, 64, 64]", "[3, 64, 64]\n[lists]\nlayers = [1]", "[lists] layers = [1] must be a list of names of layers"),
+        ("[3, 64, 64]", "[3, 64, 64]\n[us_net]\nrange = [1, 0.5]", "[us_net] range = [1, 0.5] must be two width multipliers"),
+        ("[3, 64, 64]", "[3, 64, 64]\n[train]\nsandwich = 'mid'", "[train] sandwich = 'mid' must be a list of max, min"),
         ("[3, 64, 64]", "[3, 64, 64]\n[train]\nlr = inf", "[train] lr = inf must be a number above 0"),
         ('"a minimal space"', '"""a\nb"""', "description = 'a\\nb' must be one line of text"),
     ],

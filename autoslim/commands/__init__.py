@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import keyword
 import logging
 import sys
 
@@ -16,11 +17,13 @@ VERBS = {
     "spaces": "list the search spaces that ship",
     "inspect": "show channel groups, their choices, and what is frozen and why",
     "profile": "show multiply-adds, parameters and bytes at any width",
-    "train": "train a supernet",
+    "train": "train a supernet, a US-Net or an S-Net",
     "search": "slim a supernet to every target",
-    "retrain": "train a found configuration from scratch",
-    "evaluate": "score a supernet or a retrained network",
-    "plot": "draw the FLOPs-accuracy spectrum, channels per layer, or the search path",
+    "retrain": "train a found configuration from scratch, or several jointly",
+    "evaluate": "score a supernet, a US-Net, an S-Net or a retrained network",
+    "plot": "draw spectra, found channels, search paths, training curves, batch norms, top images",
+    "study": "compare slimmable networks as the papers do: widths, natural, stages, calibration",
+    "import": "write a configuration from a published or hand-written channel list, or at a width multiplier",
 }
 
 
@@ -33,6 +36,7 @@ class Verbs(click.Group):
     def get_command(self, ctx, name):
         if name not in VERBS:
             return None
+        name += "_" if keyword.iskeyword(name) else ""
         return getattr(importlib.import_module(f"autoslim.commands.{name}"), name)
 
     def resolve_command(self, ctx, args):

@@ -5,63 +5,143 @@ from pathlib import Path
 import click
 
 from autoslim.commands import options
+from autoslim.errors import ConfigError
 from autoslim.factories import load_rules
-from autoslim.spaces import load_space
+from autoslim.spaces import find_config, load_space, published_configs
+
+_OWN = "the space's"
 
 
 @click.command()
 @click.argument("network")
 @click.option("--width", type=float, help="Width multiplier of the family; 1.0 is the default network.  [default: 1.0]")
+@click.option(
+    "--switches", is_flag=False, flag_value=_OWN, metavar="R,R,...",
+    help="Every width of a slimmable network (S-Net), and its parameters in all; alone: the widths of the space.",
+)  # fmt: skip
 @click.option("--latency", is_flag=True, help="Measure the forward pass of one image, too.")
 @options.device_option
 @options.shape_option
 @options.json_option
-def profile(network, width, latency, device, input_shape, as_json):
+def profile(network, width, switches, latency, device, input_shape, as_json):
     """Show what a SPACE (at --width) or a CONFIG.json costs: multiply-adds, parameters, bytes of weights, peak memory.
 
-    Multiply-adds (MACs) are those of conv and linear layers, what the papers call FLOPs; 1 MAC = 2 floating-point operations.
+    A published configuration goes by its name. Multiply-adds (MACs) are those of conv and linear layers, what the papers
+    call FLOPs; 1 MAC = 2 floating-point operations. macs_with_pooling has one more for each input of an average pooling.
     """
-    import torch
-
-    from autoslim.channels.config import ChannelConfig
-    from autoslim.commands.retrain import load_network
-    from autoslim.errors import ConfigError
-    from autoslim.slimmable.materialize import example_input
-
-    if network.endswith(".json"):
-        if width is not None:
-            raise ConfigError(f"--width {width:g} has no meaning for {network}, which states its channels; leave it out")
-        config = ChannelConfig.load(network)
-        model, cost = load_network(config, network)
-        example, label = example_input(config), {"config": str(Path(network))}
-    else:
+    is_config = network.endswith(".json") or network in published_configs()
+    if switches is not None:
+        if is_config or width is not None or latency:
+            raise click.UsageError("--switches takes a SPACE, and neither --width nor --latency")
         space = load_space(network, input_shape=input_shape)
-        width = 1.0 if width is None else width
-        if not width > 0:
-            raise ConfigError(f"--width {width:g} is not above 0; 1.0 is the default network")
-        model = space.build(width)
-        example = torch.zeros(1, *space.input_shape)
-        cost = full_cost(model, example, load_rules(space.groups["rules"]))
-        label = {"space": space.name, "width": width}
-    document = {**label, **cost.to_json(), "peak_memory_bytes": _peak_memory(model, example)}
+        document = switch_costs(space, space.s_net["switches"] if switches == _OWN else _widths(switches))
+        options.print_json(document) if as_json else click.echo(_switch_table(document))
+        return
+    if is_config:
+        model, example, cost, label = _of_config(find_config(network), width)
+    else:
+        model, example, cost, label = _of_space(load_space(network, input_shape=input_shape), width)
+    document = {**label, **plain_costs(model, example, cost), "peak_memory_bytes": _peak_memory(model, example)}
     if latency:
         document["latency"] = _latency(model, example, device)
-    if as_json:
-        options.print_json(document)
-        return
-    click.echo("  ".join(f"{key} {value}" for key, value in label.items()))
-    click.echo(f"macs               {document['macs']:>15,}   multiply-adds of conv and linear layers, one image")
-    click.echo(f"params             {document['params']:>15,}")
-    click.echo(f"weight_bytes       {document['weight_bytes']:>15,}")
-    peak = document["peak_memory_bytes"]
-    known = (
-        f"{peak:>15,}   weights and live activations, one image" if peak else f"{'unknown':>15}   the network cannot be traced"
+    options.print_json(document) if as_json else _show(document, label)
+
+
+def _of_config(path: Path, width: float | None):
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.commands.retrain import load_network
+    from autoslim.slimmable.materialize import example_input
+
+    if width is not None:
+        raise ConfigError(f"--width {width:g} has no meaning for {path}, which states its channels; leave it out")
+    config = ChannelConfig.load(path)
+    model, cost = load_network(config, str(path))
+    return model, example_input(config), cost, {"config": str(path)}
+
+
+def _of_space(space, width: float | None):
+    import torch
+
+    width = 1.0 if width is None else width
+    if not width > 0:
+        raise ConfigError(f"--width {width:g} is not above 0; 1.0 is the default network")
+    model = space.build(width)
+    example = torch.zeros(1, *space.input_shape)
+    return model, example, full_cost(model, example, load_rules(space.groups["rules"])), {"space": space.name, "width": width}
+
+
+def _widths(text: str) -> list[float]:
+    try:
+        widths = [float(part) for part in text.split(",")]
+    except ValueError:
+        widths = []
+    if not widths or not all(0 < width < float("inf") for width in widths) or len(set(widths)) != len(widths):
+        raise ConfigError(f"--switches {text!r} is no list of different widths above 0; write it as 0.25,0.5,0.75,1.0")
+    return widths
+
+
+def plain_costs(model, example, cost) -> dict[str, int]:
+    """Return every count of a plain network but its memory: `cost`, pooling, and the parameters of layers and of norms."""
+    from autoslim.cost.layers import layer_params, norm_params, pooling_macs
+
+    counts = cost.to_json()
+    return {
+        "macs": counts.pop("macs"),
+        "macs_with_pooling": cost.macs + pooling_macs(model, example),
+        "params": counts.pop("params"),
+        "layer_params": layer_params(model),
+        "norm_params": norm_params(model),
+        **counts,
+    }
+
+
+def switch_costs(space, widths: list[float]) -> dict:
+    """Return the counts of the family's network at every width, and the parameters of one slimmable network of them all."""
+    import torch
+
+    from autoslim.cost.layers import slimmable_params
+
+    example, rules = torch.zeros(1, *space.input_shape), load_rules(space.groups["rules"])
+    models = [space.build(width) for width in widths]
+    rows = [
+        {"width": width, **plain_costs(model, example, full_cost(model, example, rules))} for width, model in zip(widths, models)
+    ]
+    return {"space": space.name, "switches": rows, "slimmable": slimmable_params(models)}
+
+
+def _switch_table(document: dict) -> str:
+    from autoslim.report.tables import align
+
+    columns = ("macs", "macs_with_pooling", "params", "layer_params", "norm_params")
+    rows = [("width", *columns)]
+    rows += [(f"{row['width']:g}x", *(f"{row[column]:,}" for column in columns)) for row in document["switches"]]
+    total = document["slimmable"]
+    rows.append(("slimmable", "", "", *(f"{total[column]:,}" for column in columns[2:])))
+    return (
+        f"space {document['space']}\n{align(rows)}\n"
+        "slimmable: the weights of the widest for all, a batch norm for each width (one for all where no width changes it)"
     )
-    click.echo(f"peak_memory_bytes  {known}")
-    if latency:
+
+
+_ABOUT = {
+    "macs": "multiply-adds of conv and linear layers, one image",
+    "macs_with_pooling": "and one for each input of an average pooling",
+    "layer_params": "of conv and linear layers",
+    "norm_params": "scales and biases of batch norms",
+    "peak_memory_bytes": "weights and live activations, one image",
+}
+
+
+def _show(document: dict, label: dict) -> None:
+    click.echo("  ".join(f"{key} {value}" for key, value in label.items()))
+    for key in ("macs", "macs_with_pooling", "params", "layer_params", "norm_params", "weight_bytes", "peak_memory_bytes"):
+        known = document[key] is not None
+        about = _ABOUT.get(key, "") if known else "the network cannot be traced"
+        click.echo(f"{key:<18} {f'{document[key]:,}' if known else 'unknown':>15}   {about}".rstrip())
+    if "latency" in document:
         time = document["latency"]
         click.echo(
-            f"latency_ms         {time['median_ms']:>15.3f}   median of {time['repeats']} on {time['device']}, "
+            f"{'latency_ms':<18} {time['median_ms']:>15.3f}   median of {time['repeats']} on {time['device']}, "
             f"10 % to 90 %: {time['low_ms']:.3f} to {time['high_ms']:.3f}"
         )
 
