@@ -4,19 +4,43 @@ from pathlib import Path
 
 import click
 
+from autoslim.commands import options
 from autoslim.errors import RunError
+
+OF_SWITCHES = ("curves", "norms", "images")
 
 
 @click.command()
 @click.argument("run", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Picture, .png or .svg.")
 @click.option(
-    "--what", type=click.Choice(["spectrum", "channels", "path"]), default="spectrum", show_default=True,
-    help="FLOPs-accuracy spectrum, channels per layer of the found configurations, or widths along the search.",
+    "--what", type=click.Choice(["spectrum", "channels", "path", *OF_SWITCHES]), default="spectrum", show_default=True,
+    help="FLOPs-accuracy spectrum, channels per layer of the found configurations, or widths along the search. Of one run: "
+    "training curves, batch norms over depth, or the images that excite one channel most, at each switch.",
 )  # fmt: skip
-def plot(run, out, what):
-    """Draw supernet runs (with a finished search) and retrained networks into one picture."""
-    plot_runs(list(run), out, what)
+@click.option("--layer", metavar="NAME", help="images: the layer whose output is looked at.  [default: the last batch norm]")
+@click.option("--channel", type=click.IntRange(0), help="images: the channel of the layer.  [default: 0]")
+@click.option("--widths", metavar="R,R,..", callback=options.parse_widths, help="norms, images: width multipliers of a supernet.")
+@options.device_option
+def plot(run, out, what, layer, channel, widths, device):
+    """Draw supernet runs (with a finished search), retrained networks and S-Nets into one picture."""
+    given = {"layer": layer, "channel": channel, "widths": widths}
+    for name, value in given.items():
+        if value is not None and (what not in ("norms", "images") or (name != "widths" and what != "images")):
+            raise RunError(f"--{name} has no meaning for --what {what}; leave it out")
+    if what in OF_SWITCHES:
+        from autoslim.commands import pictures
+
+        if len(run) > 1:
+            raise RunError(f"--what {what} draws one run, {len(run)} are given; draw them one by one")
+        if what == "curves":
+            pictures.curves(run[0], out)
+        elif what == "norms":
+            pictures.norms(run[0], out, widths, device)
+        else:
+            pictures.top_images(run[0], out, layer, channel or 0, widths, device)
+    else:
+        plot_runs(list(run), out, what)
     click.echo(str(out))
 
 
@@ -28,7 +52,8 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     searches = [folder / "search" if document["kind"] == "supernet" else folder for folder, document in kinds
                 if document["kind"] in ("supernet", "search")]  # fmt: skip
     searches = [folder for folder in searches if (folder / "spectrum.csv").exists()]
-    retrained = [_retrained(folder) for folder, document in kinds if document["kind"] == "network"]
+    retrained = [point for folder, document in kinds if document["kind"] in ("network", "switches")
+                 for point in _retrained(folder, document)]  # fmt: skip
     if what == "spectrum":
         if not searches and not retrained:
             raise RunError(f"{', '.join(map(str, folders))} hold neither a finished search nor a retrained network; search first")
@@ -39,21 +64,35 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     (_channels if what == "channels" else _path)(searches[0], out)
 
 
-def _retrained(folder: Path) -> dict:
+def _retrained(folder: Path, settings: dict) -> list[dict]:
+    """Return the networks that a run trained: one, or one a switch."""
     from autoslim.files import read_json
 
     if not (folder / "result.json").exists():
-        raise RunError(f"{folder} has no result yet; finish it with the same `autoslim retrain` command, or leave it out")
+        raise RunError(f"{folder} has no result yet; finish it with the same command, or leave it out")
     result = read_json(folder / "result.json", RunError)
     try:
-        return {
-            "macs": result["cost"]["macs"],
-            "accuracy": 1 - result["test"]["error"],
-            "configuration": result["configuration"],
-            "seed": result["seed"],
-        }
+        if settings["kind"] == "network":
+            networks, configuration = [result], result["configuration"]
+        else:
+            networks, configuration = list(result["switches"].values()), _system(settings)
+        return [
+            {
+                "macs": network["cost"]["macs"],
+                "accuracy": 1 - network["test"]["error"],
+                "configuration": configuration,
+                "seed": result["seed"],
+            }
+            for network in networks
+        ]
     except (KeyError, TypeError) as error:
-        raise RunError(f"{folder / 'result.json'} is damaged ({error!r}); remove it and run `autoslim retrain` again") from error
+        raise RunError(f"{folder / 'result.json'} is damaged ({error!r}); remove it and train again") from error
+
+
+def _system(settings: dict) -> str:
+    from autoslim.commands.systems import describe
+
+    return "trained alone" if len(settings["switches"]) == 1 else describe(settings)
 
 
 def _found(search: Path) -> list:

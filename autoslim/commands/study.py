@@ -1,0 +1,286 @@
+"""autoslim study: the comparisons of the papers, one command each."""
+
+from pathlib import Path
+
+import click
+
+from autoslim.commands import options
+from autoslim.errors import ConfigError, RunError
+from autoslim.files import write_csv, write_json
+
+out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of table and picture.")
+runs_argument = click.argument("run", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+widths_option = click.option(
+    "--widths",
+    metavar="R,R,..",
+    callback=options.parse_widths,
+    help="Width multipliers.  [default: 16 over the range trained for]",
+)
+
+
+@click.group()
+def study():
+    """Compare slimmable networks as the papers do; runs of other seeds than the first show the spread.
+
+    A run that held images out (train --held-out) is scored on those; any other is finished, and scored on the test images.
+    """
+
+
+@study.command()
+@runs_argument
+@widths_option
+@out_option
+@options.device_option
+@options.json_option
+def widths(run, widths, out, device, as_json):
+    """Score runs of any system at many widths, each with BN statistics calibrated for it, into one plot.
+
+    At a width between its switches, an S-Net takes weights, scales and biases of the next wider switch. Writes widths.csv and
+    widths.png.
+    """
+    rows = widths_study(list(run), widths, out, device)
+    _tell(as_json, rows, _width_table, out / "widths.png")
+
+
+@study.command()
+@click.argument("space")
+@options.data_option
+@out_option
+@click.option("--seeds", default="0", show_default=True, metavar="N,N,..", help="Seeds to train with.")
+@widths_option
+@options.epochs_option
+@options.batch_size_option
+@options.lr_option
+@options.schedule_option
+@options.device_option
+@options.skip_corrupt_option
+@options.shape_option
+@options.json_option
+def natural(space, data, out, seeds, widths, epochs, batch_size, lr, schedule, device, skip_corrupt, input_shape, as_json):
+    """Is an ordinary network slimmable? Train one, an S-Net and a US-Net of SPACE, and score them at many widths.
+
+    US-Nets, supplementary, figure 2. What is trained already in OUT is not trained again. Writes widths.csv and widths.png.
+    """
+    from autoslim.commands.train import train_run, train_s_net
+    from autoslim.spaces import load_space
+
+    loaded = load_space(space, input_shape=input_shape)
+    top = max(loaded.s_net["switches"])
+    if top != loaded.us_net["range"][1]:
+        raise ConfigError(
+            f"{space}: the widest switch of [s_net] is {top:g}, the range of [us_net] ends at {loaded.us_net['range'][1]:g}; "
+            "make them equal, or compare runs of your own with `autoslim study widths`"
+        )
+    common = {"device": device, "skip_corrupt": skip_corrupt, "epochs": epochs, "batch_size": batch_size, "lr": lr}
+    common["schedule"] = schedule
+    trained = []
+    for seed in _seeds(seeds):
+        for name, switches in (("ordinary", [top]), ("s-net", None)):
+            trained.append(out / f"{name}-seed{seed}")
+            train_s_net(loaded, data, trained[-1], seed=seed, switches=switches, **common)
+        trained.append(out / f"us-net-seed{seed}")
+        train_run(loaded, data, trained[-1], system="us-net", seed=seed, **common)
+    rows = widths_study(trained, widths, out, device)
+    _tell(as_json, rows, _width_table, out / "widths.png")
+
+
+@study.command()
+@runs_argument
+@click.option("--ratio", default=0.6, show_default=True, help="How much of its width the slimmed stage keeps.")
+@click.option("--points", default=8, show_default=True, type=click.IntRange(2), help="Global ratios of each sweep.")
+@out_option
+@options.device_option
+@options.json_option
+def stages(run, ratio, points, out, device, as_json):
+    """Slim one stage at a time and say which is cheapest and which dearest; for nonuniform supernets.
+
+    US-Nets, supplementary. A stage is the channel groups of one resolution. Every other group keeps a global ratio, which is
+    swept. Writes stages.csv, stages.png and stages.json.
+    """
+    from autoslim.report.stages import describe_stages, draw_stages
+
+    rows = stages_study(list(run), ratio, points, device)
+    found = describe_stages(rows, ratio=ratio)
+    write_csv(out / "stages.csv", rows)
+    draw_stages(out / "stages.png", rows)
+    write_json(out / "stages.json", found)
+    if as_json:
+        options.print_json(found)
+        return
+    click.echo(found["words"])
+    click.echo(str(out / "stages.png"), err=True)
+
+
+@study.command()
+@runs_argument
+@click.option("--configurations", default=10, show_default=True, type=click.IntRange(1), help="Random configurations.")
+@out_option
+@options.device_option
+@options.json_option
+def calibration(run, configurations, out, device, as_json):
+    """Score random configurations of supernets before and after their BN statistics are calibrated (US-Nets, section 3.4).
+
+    Writes calibration.csv.
+    """
+    rows = calibration_study(list(run), configurations, device)
+    write_csv(out / "calibration.csv", rows)
+    _tell(as_json, rows, _calibration_table, out / "calibration.csv")
+
+
+def widths_study(folders: list[Path], widths: list[float] | None, out: Path, device: str) -> list[dict]:
+    """Score runs at widths; writes the table and the picture, and returns the rows."""
+    from autoslim.commands.slimmables import at_widths, open_run
+    from autoslim.report.widths import draw_widths
+
+    read = {}
+    rows = []
+    for folder in folders:
+        run = open_run(folder, device)
+        if widths is None:
+            low, high = run.bounds()
+            if low == high:
+                low = min(open_run(other, device).bounds()[0] for other in folders)
+            widths = [round(low + i * (high - low) / 15, 4) for i in range(16)]
+        rows += at_widths(run, widths, _images(run, read))
+    if not rows:
+        raise RunError(f"no run reaches a width of {', '.join(f'{w:g}' for w in widths)}; pass narrower --widths")
+    rows = _tell_apart(rows)
+    write_csv(out / "widths.csv", rows)
+    draw_widths(out / "widths.png", [row | {"accuracy": 1 - row["error"]} for row in rows])
+    return rows
+
+
+def _tell_apart(rows: list[dict]) -> list[dict]:
+    """Leave one row where several ordinary networks were asked for a width that one of them was trained at."""
+    ordinary = {row["label"] for row in rows if row["label"].startswith("ordinary network")}
+    if len(ordinary) < 2:
+        return rows
+    kept = [row for row in rows if row["label"] not in ordinary or row["trained"]]
+    return [row | {"label": "ordinary networks, one a width"} if row["label"] in ordinary else row for row in kept]
+
+
+def stages_study(folders: list[Path], ratio: float, points: int, device: str) -> list[dict]:
+    """Score every stage slimmed alone, over a sweep of the global ratio; returns one row a configuration."""
+    import torch
+
+    from autoslim.commands import runs
+    from autoslim.commands.slimmables import open_run
+    from autoslim.cost.table import CostTable
+    from autoslim.search.stages import find_stages, stage_configs
+    from autoslim.slimmable.supernet import Supernet
+
+    read, rows = {}, []
+    for folder in folders:
+        run = open_run(folder, device)
+        if not isinstance(run.net, Supernet) or run.space.train["widths"] != "nonuniform":
+            raise RunError(f"{folder} was not trained at nonuniform widths; train it with --system nonuniform-us-net or autoslim")
+        images = _images(run, read)
+        evaluator = runs.supernet_evaluator(run.net, images, run.space.search)
+        table = CostTable(run.net)
+        found = find_stages(run.net, torch.zeros(1, *run.space.input_shape, device=images.device))
+        names = {index: f"stage {index + 1} ({height} px)" for index, (height, _) in enumerate(found)} | {None: "none"}
+        for index, value, config in stage_configs(run.net, found, ratio, points):
+            score = evaluator.score(config)
+            rows.append({
+                "stage": names[index], "ratio": round(value, 4), "seed": run.seed, "macs": table.cost(config).macs,
+                "accuracy": 1 - score.error, "loss": score.loss, "images": score.images,
+            })  # fmt: skip
+    return rows
+
+
+def calibration_study(folders: list[Path], configurations: int, device: str) -> list[dict]:
+    """Score random configurations with the statistics that training left, and with calibrated ones."""
+    import torch
+
+    from autoslim.commands import runs
+    from autoslim.commands.slimmables import open_run
+    from autoslim.cost.table import CostTable
+    from autoslim.search.evaluate import evaluate
+    from autoslim.slimmable.supernet import Supernet
+
+    read, rows = {}, []
+    for folder in folders:
+        run = open_run(folder, device)
+        if not isinstance(run.net, Supernet):
+            raise RunError(f"{folder} has switches with statistics of their own; pass a supernet or a US-Net")
+        images = _images(run, read)
+        scored = images.scoring(images.test if images.search is None else images.search, run.space.search["batch_size"])
+        generator = torch.Generator().manual_seed(run.seed)
+        left = {name: value.clone() for name, value in run.net.model.named_buffers()}
+        table = CostTable(run.net)
+        evaluator = runs.supernet_evaluator(run.net, images, run.space.search)
+        for index in range(configurations):
+            config = run.net.random(generator)
+            with torch.no_grad():
+                for name, value in run.net.model.named_buffers():
+                    value.copy_(left[name])
+            run.net.set(config)
+            before, after = evaluate(run.net, scored), evaluator.score(config)
+            rows.append({
+                "label": run.label, "seed": run.seed, "configuration": index, "macs": table.cost(config).macs,
+                "error_before": before.error, "error_after": after.error, "images": after.images,
+            })  # fmt: skip
+    return rows
+
+
+def _images(run, read: dict):
+    """Read the images of a run, once for all runs that have the same."""
+    held_out = run.settings.get("held_out")
+    key = (run.settings["data"], held_out, run.seed if held_out else None, run.settings["skip_corrupt"])
+    if key not in read:
+        read[key] = run.images()
+    return read[key]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of seeds; write 0,1,2", param_hint="--seeds") from None
+
+
+def _tell(as_json: bool, rows: list[dict], table, picture: Path) -> None:
+    if as_json:
+        options.print_json(rows)
+        return
+    click.echo(table(rows))
+    click.echo(str(picture), err=True)
+
+
+def _width_table(rows: list[dict]) -> str:
+    from autoslim.report.tables import align
+
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    cells: dict[tuple, list[dict]] = {}
+    for row in rows:
+        cells.setdefault((row["width"], row["label"]), []).append(row)
+    lines = [("width", "MACs", *labels)]
+    for width in sorted({row["width"] for row in rows}, reverse=True):
+        some = next(row for row in rows if row["width"] == width)
+        lines.append((f"{width:g}", f"{some['macs']:,}", *(_cell(cells.get((width, label), [])) for label in labels)))
+    return f"{align(lines)}\n* a width that the network was trained at; accuracies on {rows[0]['images']} images"
+
+
+def _cell(rows: list[dict]) -> str:
+    if not rows:
+        return "-"
+    values = [100 * (1 - row["error"]) for row in rows]
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.1f} %{spread}{'*' if rows[0]['trained'] else ''}"
+
+
+def _calibration_table(rows: list[dict]) -> str:
+    from autoslim.report.tables import align
+
+    lines = [("seed", "configuration", "MACs", "before", "after calibration")]
+    lines += [
+        (
+            str(row["seed"]),
+            str(row["configuration"]),
+            f"{row['macs']:,}",
+            f"{1 - row['error_before']:.1%}",
+            f"{1 - row['error_after']:.1%}",
+        )
+        for row in rows
+    ]
+    return f"{align(lines)}\naccuracies on {rows[0]['images']} images"

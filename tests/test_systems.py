@@ -1,0 +1,366 @@
+"""The systems of the papers, from one training step to their studies."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pandas
+import pytest
+import torch
+import torch.nn.functional as F
+import tricky
+from torch import nn
+from tricky import randomized
+
+import autoslim
+from autoslim.commands import main, runs, systems
+from autoslim.sandwich import Sandwich
+from autoslim.search.stages import find_stages, stage_configs
+from autoslim.spaces import load_space
+
+X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+Y = torch.tensor([0, 1, 2, 3, 4, 0])
+# Narrow enough for a test; every family keeps several choices in most groups.
+FAMILIES = {"mobilenet_v1": 0.5, "mobilenet_v2": 0.5, "mnasnet": 0.5, "resnet50": 0.25, "shufflenet": 1.0}
+
+
+def run(*args) -> int:
+    try:
+        main([str(a) for a in args])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def refused(capsys, *args, code=1) -> str:
+    capsys.readouterr()
+    assert run(*args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()[-1]
+
+
+def seen_configs(net, count=1, **options):
+    """Train for `count` steps and return the widths of every forward pass."""
+    seen = []
+    net.model.register_forward_pre_hook(lambda *_: seen.append(tuple(net.config.widths.values())))
+    autoslim.train_supernet(net, [(X, Y)] * count, epochs=1, lr=0.01, **options)
+    return seen
+
+
+def supernet(kind=tricky.Residual, **options):
+    torch.manual_seed(1)
+    return autoslim.Supernet(randomized(kind()), X[:1], **{"divisor": 1, "steps": 16, "min_ratio": 0.25, **options})
+
+
+# Universally slimmable networks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("max,min,random:2", (True, True, 2)), ("min, max", (True, True, 0)), ("random:14", (False, False, 14)), ("max", (1, 0, 0))],
+)
+def test_a_sandwich_is_read(text, expected):
+    assert Sandwich.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "max,max", "random", "random:0", "random:1,random:2", "widest", "max;min", "max,,min"])
+def test_what_is_no_sandwich_is_refused(text):
+    with pytest.raises(autoslim.AutoSlimError, match="max, min and random:N"):
+        Sandwich.parse(text)
+
+
+def test_uniform_widths_are_one_ratio_for_all_groups_within_the_range():
+    net = supernet()
+    seen = seen_configs(net, 20, widths="uniform")
+    assert [seen[0], seen[1]] == [(16, 12), (4, 3)]  # full, and a quarter of it
+    ratios = [stem / 16 for stem, _ in seen]
+    assert min(ratios) >= 0.25 and len(set(seen)) > 8
+    assert all(tuple(net.uniform(r).widths.values()) in seen for r in (1.0, 0.25))
+    uniform = {tuple(net.uniform(r / 1000).widths.values()) for r in range(250, 1001)}
+    assert set(seen) <= uniform
+    assert not set(seen_configs(supernet(), 20, widths="nonuniform")) <= uniform
+
+
+@pytest.mark.parametrize(
+    "text, fixed, drawn", [("max,random:3", [(16, 12)], 3), ("min,random:3", [(4, 3)], 3), ("random:4", [], 4)]
+)
+def test_the_sandwich_says_which_networks_a_step_sees(text, fixed, drawn):
+    seen = seen_configs(supernet(), widths="uniform", sandwich=text, distill=False)
+    assert seen[: len(fixed)] == fixed and len(seen) == len(fixed) + drawn
+
+
+def test_without_distillation_all_networks_see_the_labels():
+    net = supernet()
+    expected = {name: torch.zeros_like(p) for name, p in net.model.named_parameters()}
+    for config in (net.full(), net.narrowest()):
+        plain = autoslim.materialize(net, config).train()
+        F.cross_entropy(plain(X), Y).backward()
+        for name, p in plain.named_parameters():
+            expected[name][tuple(slice(n) for n in p.shape)] += p.grad
+    before = {name: p.clone() for name, p in net.model.named_parameters()}
+    autoslim.train_supernet(
+        net, [(X, Y)], epochs=1, lr=0.1, schedule="constant", weight_decay=0.0, sandwich="max,min", distill=False, nesterov=False
+    )
+    for name, p in net.model.named_parameters():
+        torch.testing.assert_close(p, nn.Parameter(before[name] - 0.1 * expected[name]), rtol=1e-4, atol=1e-5)
+
+
+def test_there_is_nothing_to_learn_from_without_the_widest():
+    with pytest.raises(autoslim.AutoSlimError, match="'min,random:2' has no max, from which the others learn"):
+        autoslim.train_supernet(supernet(), [(X, Y)], epochs=1, sandwich="min,random:2")
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_networks_without_batch_norm_are_trained_at_all_widths(average):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 12, 3), nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.head(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = autoslim.Supernet(Bare(), X[:1], divisor=1, min_ratio=0.25, average_inputs=average)
+    rows = autoslim.train_supernet(net, [(X, Y)] * 4, epochs=12, lr=0.5 if average else 0.1, widths="uniform", momentum=0.5)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for ratio in (1.0, 0.6, 0.25):
+        config = net.uniform(ratio)
+        plain = autoslim.materialize(net, config)
+        with net.using(config):
+            assert autoslim.evaluate(net, [(X, Y)]).loss == pytest.approx(autoslim.evaluate(plain, [(X, Y)]).loss, rel=1e-4)
+        autoslim.calibrate(plain, [(X, Y)])  # without batch norm there is nothing to do
+
+
+@pytest.mark.parametrize("schedule, options, expected", [
+    ("exponential", {"decay": 0.5}, [0.4, 0.4, 0.2, 0.2, 0.1, 0.1]),
+    ("step", {"decay": 0.1, "milestones": [1, 2.5]}, [0.4, 0.4, 0.04, 0.04, 0.04, 0.004]),
+])  # fmt: skip
+def test_published_schedules(schedule, options, expected):
+    recipe = autoslim.Recipe(epochs=3, lr=0.4, schedule=schedule, **options)
+    assert [recipe.lr_at(i, 2) for i in range(6)] == pytest.approx(expected)
+
+
+# Every family -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    space = load_space(request.param)
+    return replace(space, full_width=FAMILIES[request.param], input_shape=(3, 32, 32)).with_classes(5)
+
+
+def family_batches():
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 3]))]
+
+
+def test_a_step_of_the_supernet_of_the_search_and_of_the_retraining(family):
+    net = runs.build_supernet(systems.supernet_space(family, "autoslim", None))
+    before = {name: p.clone() for name, p in net.source.named_parameters()}
+    rows = autoslim.train_supernet(net, family_batches(), epochs=1, lr=0.01, sandwich="max,min,random:1", from_scratch=True)
+    assert rows[0]["loss"] > 0 and rows[0]["narrowest_loss"] > 0
+    assert any(not torch.equal(p, before[name]) for name, p in net.source.named_parameters())
+    table = autoslim.CostTable(net)
+    full = table.cost(net.full()).macs
+    data = family_batches()
+    (point,) = autoslim.greedy_search(net, data, calibration=data, targets={"macs": [full - 1]}, score="loss")
+    assert point.step == 1 and point.cost.macs < full
+    slim = autoslim.materialize(net, point.config)
+    assert sum(p.numel() for p in slim.parameters()) == point.cost.params
+    assert autoslim.retrain(slim, data, epochs=1, lr=0.01)[0]["loss"] > 0
+
+
+def test_a_step_of_the_us_net_and_of_the_s_net(family):
+    low = family.full_width / 2
+    space = systems.supernet_space(family, "us-net", (low, family.full_width), epochs=1, batch_size=4)
+    net = runs.build_supernet(space)
+    at = systems.uniform_widths(space, net)
+    # Which widths are drawn is the family's choice, not a rounding of ours.
+    narrow = space.build(low)
+    assert autoslim.CostTable(net).cost(at(0.5)).params == sum(p.numel() for p in narrow.parameters())
+    recipe = autoslim.Recipe.of(space.train)
+    assert (recipe.widths, recipe.sandwich, recipe.distill) == ("uniform", "max,min,random:2", True)
+    rows = autoslim.train_supernet(net, family_batches(), recipe=recipe, uniform=at)
+    assert rows[0]["narrowest_loss"] > 0
+
+    configs = systems.switch_configs(family, [family.full_width, low])
+    s_net = autoslim.SwitchableNet(net, configs)
+    assert autoslim.train_switches(s_net, family_batches(), epochs=1, lr=0.01)[0]["loss"] > 0
+    assert sum(p.numel() for p in s_net.materialize(low).parameters()) == sum(p.numel() for p in narrow.parameters())
+
+
+# Stages -------------------------------------------------------------------------------------------
+
+
+def test_stages_are_resolutions_and_one_of_them_is_slimmed():
+    net = runs.build_supernet(replace(load_space("mobilenet_v1"), full_width=1.0))
+    found = find_stages(net, torch.zeros(1, 3, 64, 64))
+    assert [height for height, _ in found] == [32, 16, 8, 4, 2]
+    assert [len(names) for _, names in found] == [2, 2, 2, 6, 2]  # stem and 13 blocks, at the resolution each puts out
+    rows = list(stage_configs(net, found, 0.6, 3))
+    assert len(rows) == 5 + 5 * 3
+    index, value, config = rows[-1]
+    full = net.full().widths
+    assert (index, value) == (4, 1.0)
+    assert {n for n in full if config.widths[n] < full[n]} == set(found[4][1])
+    assert all(config.widths[n] == net.grid.nearest(0.6 * full[n], full[n]) for n in found[4][1])
+    with pytest.raises(autoslim.AutoSlimError, match="ratio 0.05 is not between 0.1"):
+        next(stage_configs(net, found, 0.05, 3))
+
+
+# The command line ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("systems")
+    short = ("--data", "digits", "--epochs", 2, "--device", "cpu")
+    assert run("train", "digits_cnn", "--system", "s-net", "--switches", "0.5,1.0", "--out", folder / "s", *short) == 0
+    assert run("train", "digits_cnn", "--system", "s-net", "--switches", "1.0", "--out", folder / "one", *short) == 0
+    assert run("train", "digits_cnn", "--system", "us-net", "--range", "0.25,1.0", "--out", folder / "us", *short) == 0
+    ablation = ("--no-distill", "--sandwich", "max, random:1", "--out", folder / "us2", "--seed", 1)
+    assert run("train", "digits_cnn", "--system", "us-net", "--range", "0.25,1.0", *ablation, *short) == 0
+    assert run("train", "digits_cnn", "--system", "nonuniform-us-net", "--out", folder / "n", *short) == 0
+    return folder
+
+
+def test_a_run_says_what_it_trained(trained):
+    labels = {
+        "s": "S-Net, 2 switches",
+        "one": "ordinary network (1)",
+        "us": "US-Net",
+        "us2": "US-Net, sandwich max,random:1, no distillation",
+        "n": "nonuniform US-Net",
+    }
+    for name, label in labels.items():
+        assert systems.describe(runs.read_run(trained / name)) == label
+    space = runs.read_run(trained / "us")["space"]
+    assert (space["full_width"], space["grid"]["min_ratio"]) == (1.0, 0.25)
+    assert runs.read_run(trained / "us")["images"]["search"] == 0
+    assert list(pandas.read_csv(trained / "s" / "metrics.csv").columns)[2:7] == [
+        "loss", "loss_1", "accuracy_1", "loss_0.5", "accuracy_0.5",
+    ]  # fmt: skip
+
+
+def test_evaluation_of_switches_repeats_the_result(trained, capsys):
+    capsys.readouterr()
+    assert run("evaluate", trained / "s", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    result = json.loads((trained / "s" / "result.json").read_text())
+    assert {row["switch"]: row["error"] for row in rows} == {k: v["test"]["error"] for k, v in result["switches"].items()}
+    assert run("evaluate", trained / "s", "--width", 0.5, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == rows[1]
+    assert "switch '0.3' is unknown; pass one of 1, 0.5" in refused(capsys, "evaluate", trained / "s", "--switch", "0.3")
+    assert "--switch 1 is for networks with switches" in refused(capsys, "evaluate", trained / "us", "--switch", "1")
+
+
+def test_a_us_net_without_held_out_images_is_scored_on_the_test_images_and_not_searched(trained, capsys):
+    capsys.readouterr()
+    assert run("evaluate", trained / "us", "--width", 0.45, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["kind"], document["split"], document["images"]) == ("shared-weight accuracy", "test", 359)
+    assert "train it with --held-out 0.1" in refused(capsys, "search", trained / "us", "--flops-target", "60%")
+
+
+def test_widths_are_studied_side_by_side(trained, tmp_path, capsys):
+    capsys.readouterr()
+    folders = [trained / name for name in ("s", "one", "us")]
+    assert run("study", "widths", *folders, "--widths", "1.0,0.7,0.5,0.25", "--out", tmp_path) == 0
+    text = capsys.readouterr().out
+    with open(tmp_path / "widths.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and (tmp_path / "widths.png").stat().st_size > 10_000
+    filled = {(row["label"], float(row["width"])) for row in rows if row["trained"] == "True"}
+    assert {width for label, width in filled if label == "S-Net, 2 switches"} == {1.0, 0.5}
+    assert {width for label, width in filled if label == "US-Net"} == {1.0, 0.7, 0.5, 0.25}
+    assert {width for label, width in filled if label.startswith("ordinary")} == {1.0}
+    assert all(row["images"] == "359" for row in rows)
+    assert text.splitlines()[0].split()[:2] == ["width", "MACs"] and len(text.splitlines()) == 6
+    # A supernet at 0.7 is what `evaluate` says it is.
+    assert run("evaluate", trained / "us", "--width", 0.7, "--json") == 0
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error in {float(row["error"]) for row in rows if row["label"] == "US-Net" and row["width"] == "0.7"}
+
+
+def test_stages_and_calibration_are_studied(trained, tmp_path, capsys):
+    capsys.readouterr()
+    assert run("study", "stages", trained / "n", "--points", 2, "--out", tmp_path) == 0
+    text = capsys.readouterr().out
+    report = json.loads((tmp_path / "stages.json").read_text())
+    assert text.strip() == report["words"] and "to 0.6 of the width of the others" in text
+    assert len(report["stages"]) == 3
+    assert run("study", "calibration", trained / "n", "--configurations", 3, "--out", tmp_path, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 3
+    assert sum(row["error_after"] for row in rows) < sum(row["error_before"] for row in rows)
+    assert "not trained at nonuniform widths" in refused(capsys, "study", "stages", trained / "us", "--out", tmp_path)
+    assert "switches with statistics" in refused(capsys, "study", "calibration", trained / "s", "--out", tmp_path)
+
+
+def test_the_natural_study_trains_what_it_needs_once(tmp_path, capsys):
+    capsys.readouterr()
+    args = ("study", "natural", "digits_cnn", "--data", "digits", "--epochs", 1, "--widths", "1.0,0.6", "--out", tmp_path)
+    assert run(*args, "--seeds", "0,1") == 0
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.csv")}
+    assert len(stamps) == 6
+    first = (tmp_path / "widths.csv").read_text()
+    assert first.count("\n") == 1 + 3 * 2 * 2
+    assert run(*args, "--seeds", "0,1") == 0
+    assert (tmp_path / "widths.csv").read_text() == first
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--system", "s-net", "--sandwich", "max"), "--sandwich has no meaning for --system s-net"),
+        (("--system", "us-net", "--switches", "1"), "--switches has no meaning for --system us-net"),
+        (("--system", "us-net", "--range", "1.0,0.5"), "write the lower width multiplier first"),
+        (("--system", "us-net", "--sandwich", "min,random:1"), "has no max"),
+        (("--system", "s-net", "--switches", "0.5,0.5"), "no list of different width multipliers"),
+        (("--sandwich", "biggest"), "max, min and random:N"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(args, message, tmp_path, capsys):
+    code = 2 if "BadParameter" in message or args[-1] in ("1.0,0.5", "0.5,0.5", "biggest") else 1
+    line = refused(capsys, "train", "digits_cnn", "--data", "digits", "--out", tmp_path / "x", *args, code=code)
+    assert message in line
+    assert not (tmp_path / "x").exists()
+
+
+# Joint training -----------------------------------------------------------------------------------
+
+
+def test_found_configurations_are_trained_jointly(trained, tmp_path, capsys):
+    for width in (1.0, 0.5):
+        assert run("import", "digits_cnn", "--width", width, "--out", tmp_path / f"{width}.json") == 0
+    paths = [tmp_path / "1.0.json", tmp_path / "0.5.json"]
+    args = ("--joint", "--data", "digits", "--epochs", 1, "--out", tmp_path / "joint")
+    assert run("retrain", *paths, *args) == 0
+    result = json.loads((tmp_path / "joint" / "result.json").read_text())
+    assert list(result["switches"]) == ["1.0", "0.5"] and result["system"] == "joint"
+    capsys.readouterr()
+    assert run("evaluate", tmp_path / "joint", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["error"] for row in rows] == [entry["test"]["error"] for entry in result["switches"].values()]
+    assert "2 configurations need --joint" in refused(capsys, "retrain", *paths, *args[1:3], "--out", tmp_path / "y")
+    assert "is given twice" in refused(capsys, "retrain", paths[0], paths[0], *args[:3], "--out", tmp_path / "y")
+    assert run("plot", trained / "s", tmp_path / "joint", "--out", tmp_path / "spectrum.png") == 0
+
+
+@pytest.mark.parametrize("what", ["curves", "norms", "images"])
+@pytest.mark.parametrize("name", ["s", "us"])
+def test_the_inside_of_a_run_is_drawn(what, name, trained, tmp_path):
+    assert run("plot", trained / name, "--what", what, "--out", tmp_path / "x.png") == 0
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_pictures_say_what_they_cannot_show(trained, tmp_path, capsys):
+    plot = ("plot", trained / "s", "--out", tmp_path / "x.png", "--what")
+    assert "channel 99 of 'blocks.0.depthwise' is not there at switch 1" in refused(
+        capsys, *plot, "images", "--layer", "blocks.0.depthwise", "--channel", 99
+    )
+    assert "layer 'nothing' is unknown" in refused(capsys, *plot, "images", "--layer", "nothing")
+    assert "--layer has no meaning for --what norms" in refused(capsys, *plot, "norms", "--layer", "stem")
+    assert not (tmp_path / "x.png").exists()
