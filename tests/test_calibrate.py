@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import tricky
 from all_cases import ALL_CASES
 from torch import nn
@@ -72,6 +73,26 @@ def test_calibrated_subnet_equals_the_calibrated_materialized_network(kind):
         taken = autoslim.materialize(net).state_dict()
         for name, value in plain.state_dict().items():
             torch.testing.assert_close(value, taken[name], rtol=1e-5, atol=1e-5)
+
+
+class NormsInARow(tricky.Tricky):
+    """What the second norm sees depends on what normalised the first, whose active channels are no leading ones."""
+
+    shapes = ((3, 8, 8),)
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 12, 3)
+        self.bn, self.bn2, self.mix, self.bn3 = nn.BatchNorm2d(20), nn.BatchNorm2d(20), nn.Conv2d(20, 16, 1), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(torch.cat([self.a(x), self.b(x)], 1)))
+        return self.pooled(self.bn3(self.mix(F.relu(self.bn2(x)))))
+
+
+def test_batches_are_normalised_by_their_own_statistics_where_the_active_channels_are_not_leading_ones():
+    test_calibrated_subnet_equals_the_calibrated_materialized_network(NormsInARow)
 
 
 def test_first_batch_norm_does_not_depend_on_how_images_are_batched():

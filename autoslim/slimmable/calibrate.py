@@ -102,9 +102,8 @@ def _batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _store(buffer: Tensor, values: Tensor) -> None:
     """Write into a buffer as a layer reads it: all of it, a view of its active part, or a copy that knows where it is from."""
+    buffer.copy_(values)  # what is about to normalise this batch
     home = getattr(buffer, "home", None)
-    if home is None:
-        buffer.copy_(values)
-    else:
+    if home is not None:
         full, index = home
         full[index] = values.to(full)
