@@ -16,16 +16,23 @@ _HOMES = {
     "Supernet": "slimmable.supernet",
     "SwitchableNet": "slimmable.switchable",
     "SupernetEvaluator": "search.evaluate",
+    "build_supernet": "slimmable.family",
     "calibrate": "slimmable.calibrate",
     "evaluate": "search.evaluate",
     "find_groups": "channels.groups",
     "greedy_search": "search.greedy",
     "initialize": "training.initialize",
+    "join_configs": "slimmable.switchable",
     "load_data": "data",
+    "load_space": "spaces",
     "materialize": "slimmable.materialize",
     "retrain": "training.loop",
+    "score_stages": "search.stages",
+    "switch_configs": "slimmable.family",
     "train_supernet": "training.loop",
     "train_switches": "training.loop",
+    "uniform_widths": "slimmable.family",
+    "width_config": "slimmable.family",
 }
 __all__ = sorted(_HOMES)
 

@@ -22,6 +22,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """
     path = Path(path)
     temporary = None
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is a folder or a device, not a file that can be replaced; pass the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -16,10 +16,10 @@ from autoslim.commands import main
 from autoslim.commands.import_ import import_config
 from autoslim.commands.profile import full_cost, plain_costs
 from autoslim.commands.retrain import load_network
-from autoslim.commands.runs import uniform_config
 from autoslim.cost.layers import layer_params, norm_params, pooling_macs, slimmable_params
 from autoslim.errors import AutoSlimError
 from autoslim.models import mnasnet, resnet50, shufflenet
+from autoslim.slimmable.family import width_config
 from autoslim.slimmable.materialize import example_input
 from autoslim.spaces import find_config, load_space, published_configs
 
@@ -145,7 +145,7 @@ def test_supernets(space, width):
 def test_universally_slimmable_spectrum(space):
     net, loaded = supernet(space), load_space(space)
     table = autoslim.CostTable(net)
-    assert {width: table.cost(uniform_config(loaded, net, width)).macs for width in SPECTRA[space]} == SPECTRA[space]
+    assert {width: table.cost(width_config(loaded, net, width)).macs for width in SPECTRA[space]} == SPECTRA[space]
 
 
 @pytest.mark.parametrize("width", CIFAR)
@@ -322,7 +322,7 @@ def test_a_list_for_layers_that_share_parts_of_a_width():
     # The trunk of ShuffleNet is one group: its stages are 10, 20 and 40 times as wide as the stem.
     net = supernet("shufflenet")
     order = ListOrder.of(net.channels, net.source)
-    half = uniform_config(load_space("shufflenet"), net, 0.5)
+    half = width_config(load_space("shufflenet"), net, 0.5)
     numbers = [position.channels(half.widths[position.group.name]) for position in order.positions]
     assert numbers[:4] == [12, 30, 108, 30] and len(numbers) == 33
     assert order.widths(" ".join(map(str, numbers)), 3) == half.widths
@@ -334,7 +334,7 @@ def test_a_list_for_layers_that_share_parts_of_a_width():
 @pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
 def test_switches_of_shufflenet_fit_its_groups(width):
     net = supernet("shufflenet")
-    found = uniform_config(load_space("shufflenet"), net, width)
+    found = width_config(load_space("shufflenet"), net, width)
     assert not found.faults(net.groups)
     assert autoslim.CostTable(net).cost(found).macs == UNIFORM["shufflenet", width][0]
 

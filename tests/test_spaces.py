@@ -516,11 +516,11 @@ def test_malformed_model_reference(reference):
 
 def test_every_width_of_a_family_has_a_uniform_configuration():
     # At small multipliers rounding lets layers fall together that are apart in the supernet.
-    from autoslim.commands import runs
+    from autoslim.slimmable import family
 
     space = load_space("mobilenet_v2_cifar")
-    net = runs.build_supernet(space)
+    net = family.build_supernet(space)
     for width in (0.075, 0.15, 0.3, 0.75, 1.0, 1.5):
-        config = runs.uniform_config(space, net, width)
+        config = family.width_config(space, net, width)
         layers = dict(space.build(width).named_modules())
         assert all(chosen == layers[name].out_channels for name, chosen in config.widths.items())

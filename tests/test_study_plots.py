@@ -208,7 +208,9 @@ def test_switches_are_found_in_the_columns_and_ordered_by_width():
 
 
 def test_a_supernet_has_a_widest_and_a_narrowest_line():
-    figure = curves._figure(table(loss=[2, 1, 0.5], narrowest_loss=[2.1, 1.2, 0.9], accuracy=[0.2, math.nan, 0.6]))
+    figure = curves._figure(
+        table(loss=[3, 2, 1], widest_loss=[2, 1, 0.5], narrowest_loss=[2.1, 1.2, 0.9], accuracy=[0.2, math.nan, 0.6])
+    )
     assert labels(figure) == ["widest", "narrowest"]
     assert [len(axes.get_lines()) for axes in figure.axes] == [2, 1]
     assert data(figure.axes[1].get_lines()[0]) == ([1, 3], [20, 60])

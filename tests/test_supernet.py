@@ -286,3 +286,9 @@ def test_materialize_refuses_a_configuration_of_another_model():
         autoslim.materialize(tricky.Residual(), config)
     with pytest.raises(autoslim.AutoSlimError, match="needs a configuration"):
         autoslim.materialize(tricky.Plain())
+
+
+def test_a_norm_without_momentum_is_traced():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, momentum=None), nn.Flatten(), nn.Linear(16 * 36, 5))
+    net = autoslim.Supernet(model, torch.randn(1, 3, 8, 8))
+    assert [group.name for group in net.groups] == ["0"] and model[1].momentum is None and net.model[1].momentum is None

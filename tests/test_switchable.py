@@ -10,9 +10,9 @@ from torch import nn
 from tricky import randomized
 
 import autoslim
-from autoslim.commands.systems import switch_configs
 from autoslim.models import mobilenet_v1
-from autoslim.slimmable.switchable import join
+from autoslim.slimmable.family import switch_configs
+from autoslim.slimmable.switchable import join_configs
 from autoslim.spaces import load_space
 from autoslim.training.checkpoint import load_weights
 
@@ -69,6 +69,21 @@ def test_shared_norms_mix_the_statistics_of_all_switches(kind):
     net.net.set(net.net.full())
 
 
+def test_reads_between_training_steps_lose_no_statistics():
+    nets = [switchable(tricky.Concat, "shared", (1.0, 0.5)).train() for _ in range(2)]
+    for _ in range(2):
+        for net in nets:
+            for name in net.switches:
+                net.set(name)
+                net(X).sum().backward()
+        nets[1].materialize(0.5)
+        nets[1].set(0.5)
+        nets[1].eval()(X)
+        nets[1].train()
+    for key, value in nets[0].state_dict().items():
+        assert torch.equal(value, nets[1].state_dict()[key]), key
+
+
 def test_joint_gradients_are_the_sum_over_the_plain_networks():
     net = switchable()
     expected = {name: torch.zeros_like(p) for name, p in net.net.model.named_parameters()}
@@ -123,13 +138,15 @@ def test_a_norm_that_is_equally_wide_everywhere_may_share_scale_and_bias_but_no_
     configs = switch_configs(space, space.s_net["switches"])
     with torch.device("meta"):
         net = autoslim.Supernet(space.build(1.0), torch.zeros(1, 3, 224, 224))
-        found = autoslim.SwitchableNet(net, configs)
+        found = autoslim.SwitchableNet(net, configs, share_equal=True)
         assert sum(p.numel() for p in found.parameters()) == 3_556_456
-        own = autoslim.SwitchableNet(net, configs, share_equal=False)
+        own = autoslim.SwitchableNet(net, configs)
         assert sum(p.numel() for p in own.parameters()) == 3_556_456 + 3 * 2 * 1280
     torch.manual_seed(1)
     base = autoslim.Supernet(randomized(tricky.Residual()), X[:1], divisor=4)
-    net = autoslim.SwitchableNet(base, {"a": base.make_config([16, 12]), "b": base.make_config([16, 4])}).train()
+    net = autoslim.SwitchableNet(
+        base, {"a": base.make_config([16, 12]), "b": base.make_config([16, 4])}, share_equal=True
+    ).train()
     net(X)
     net.set("b")
     net(X)
@@ -204,6 +221,26 @@ def test_a_copy_is_a_network_of_its_own():
     assert not torch.equal(net(X), twin(X))
 
 
+def test_the_supernet_keeps_its_own_widths_and_statistics():
+    torch.manual_seed(1)
+    base = autoslim.Supernet(randomized(tricky.Residual()), X[:1], divisor=4)
+    half = base.uniform(0.5)
+    before = autoslim.materialize(base, half).eval()(X)
+    net = autoslim.SwitchableNet(base, {1.0: base.full(), 0.5: half}).train()
+    for name in (0.5, 1.0):
+        net.set(name)
+        net(X)
+    assert base.config == base.full()
+    with base.using(half):
+        assert torch.equal(base.eval()(X), before) and torch.equal(autoslim.materialize(base, half).eval()(X), before)
+    assert net.net.source.stem.weight is base.source.stem.weight
+
+
+def test_inside_another_module_state_and_parameters_are_found():
+    whole = nn.Sequential(switchable(), nn.Linear(5, 2))
+    assert set(whole.state_dict()) == {f"0.{key}" for key in whole[0].state_dict()} | {"1.weight", "1.bias"}
+
+
 def test_calibration_of_a_switch_touches_only_its_own_statistics():
     net = switchable()
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -221,7 +258,7 @@ def test_joined_configurations_are_as_wide_as_the_widest_of_each_group():
     names = [group.name for group in net.groups]
     wide = net.make_config([12, 4])
     other = net.make_config([4, 8])
-    joint = join(net, {"other": other, "wide": wide}, X[:1])
+    joint = join_configs(net, {"other": other, "wide": wide}, X[:1])
     assert list(joint.switches) == ["wide", "other"]
     assert {name: joint.net.full().widths[name] for name in names} == dict(zip(names, (12, 8)))
     for name, config in (("wide", wide), ("other", other)):
@@ -233,7 +270,8 @@ def test_joined_configurations_are_as_wide_as_the_widest_of_each_group():
     "options, message",
     [
         ({"norm": "mine"}, "norm 'mine' is unknown; pass one of private, statistics, shared"),
-        ({"ratios": ()}, "needs a switch"),
+        ({"ratios": ()}, "need at least one name"),
+        ({"ratios": (0.5, 0.50000001)}, "names that differ"),
     ],
 )
 def test_what_cannot_be_switched_is_refused(options, message):

@@ -93,6 +93,10 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
                 "pass the plain module, and script what materialize returns"
             )
     skeleton = meta_copy(model)
+    for module in skeleton.modules():
+        # A momentum of None reads how many batches there were, which no meta tensor knows; no shape depends on it.
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
+            module.momentum = 0.1
     # Batch norm refuses to train on one value a channel, so a batch of one is traced as two.
     batch_size = max(2, tensors[0].shape[0])
     inputs = tree_map(lambda t: _meta_input(t, batch_size) if isinstance(t, torch.Tensor) else t, inputs)

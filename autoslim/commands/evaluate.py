@@ -28,6 +28,8 @@ def evaluate(run, data, width, switch, device, as_json):
     kind = runs.read_run(folder)["kind"]
     if switch is not None and kind != "switches":
         raise RunError(f"--switch {switch} is for networks with switches; {folder} holds a {kind}, leave it out")
+    if switch is not None and width is not None:
+        raise RunError(f"--switch {switch} and --width {width:g} both name a switch; pass one of them")
     if kind == "switches":
         _evaluate_switches(folder, data, f"{width:g}" if switch is None and width is not None else switch, device, as_json)
         return
@@ -52,7 +54,7 @@ def _print(document: dict) -> None:
 
 def _evaluate_switches(folder: Path, data: str | None, switch: str | None, device: str, as_json: bool) -> None:
     from autoslim.commands import runs
-    from autoslim.commands.joint import load_switches, score_switches
+    from autoslim.commands.joint import accuracy_kind, load_switches, score_switches
     from autoslim.commands.retrain import check_classes
 
     net, settings = load_switches(folder, device)
@@ -67,7 +69,7 @@ def _evaluate_switches(folder: Path, data: str | None, switch: str | None, devic
     runs.check_same_classes(settings, images, data)
     found = score_switches(net, images.scoring(images.test), switch and [switch])
     rows = [
-        {"switch": name, "kind": "retrained accuracy", "split": "test", **each["test"], **each["cost"]}
+        {"switch": name, "kind": accuracy_kind(net.switches), "split": "test", **each["test"], **each["cost"]}
         for name, each in found.items()
     ]
     if as_json:
@@ -98,6 +100,7 @@ def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
     from autoslim.commands import runs
     from autoslim.commands.retrain import check_classes, load_network
     from autoslim.search.evaluate import evaluate as score
+    from autoslim.slimmable import family
     from autoslim.training.checkpoint import load_weights
 
     settings = runs.read_run(folder, "network")
@@ -113,16 +116,17 @@ def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
     images = runs.load_images(data, config.input_shape, None, settings["seed"], place, settings["skip_corrupt"])
     check_classes(network, config, images, data)
     runs.check_same_classes(settings, images, data)
-    result = score(runs.to_device(network, place), images.scoring(images.test))
+    result = score(family.place(network, place), images.scoring(images.test))
     return {"kind": "retrained accuracy", "split": "test", **result.to_json(), **cost.to_json()}
 
 
 def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, width: float | None, device: str) -> dict:
     """Score a supernet at one configuration on the images held out of its training."""
     from autoslim.channels.config import ChannelConfig
-    from autoslim.commands import runs, systems
+    from autoslim.commands import runs
     from autoslim.commands.search import load_supernet
     from autoslim.cost.table import CostTable
+    from autoslim.slimmable import family
 
     net, space, settings = load_supernet(folder, device)
     if config_path is not None:
@@ -133,7 +137,10 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
             net.groups, str(config_path), CostTable(net).cost(config).to_json() if not config.faults(net.groups) else None
         )
     else:
-        config = systems.width_config(space, net, space.full_width if width is None else width)
+        config = family.width_config(space, net, space.full_width if width is None else width)
+    low = net.grid.min_ratio * space.full_width
+    if width is not None and width < low - 1e-9:
+        click.echo(f"width {width:g} lies below what the supernet was trained for, {low:g} to {space.full_width:g}", err=True)
     held_out = settings["held_out"]
     images = runs.load_images(
         data or settings["data"], space.input_shape, held_out, settings["seed"], runs.choose_device(device),

@@ -20,6 +20,9 @@ def import_(space, channels, width, out, input_shape, as_json):
 
     A list names the output channels of every conv and linear layer but depthwise ones, in the order they run or in that of
     the space's [lists]; the number of classes may follow. Commas, blanks, | and line ends separate.
+
+    Shortcuts are those of the space's network. The released code adds one, too, where stride-1 neighbours of a list happen to
+    be equally wide (stem and first block of the MobileNet v2 lists); multiply-adds and parameters are the same.
     """
     if (channels is None) == (width is None):
         raise click.UsageError("pass a list as --channels, or a width multiplier as --width, and not both")
@@ -48,24 +51,24 @@ def import_config(space, *, channels: str | None = None, width: float | None = N
     import torch
 
     from autoslim.channels.layer_lists import ListOrder
-    from autoslim.commands import runs
     from autoslim.cost.table import CostTable
     from autoslim.errors import ConfigError
+    from autoslim.slimmable import family
     from autoslim.slimmable.supernet import Supernet
 
     text = None if channels is None else _read(channels)
     if width is not None and not width > 0:
         raise ConfigError(f"--width {width:g} is not above 0; 1.0 is the default network")
-    net = Supernet(space.build(), torch.zeros(1, *space.input_shape), **space.grid, **runs.group_options(space.grouping()))
+    net = Supernet(space.build(), torch.zeros(1, *space.input_shape), **space.grid, **family.group_options(space.grouping()))
     if text is None:
-        config = runs.uniform_config(space, net, width)
+        config = family.width_config(space, net, width)
         config.check(net.groups, f"width {width:g} of {space.name}")
     else:
         widths = ListOrder.of(net.channels, net.source, space.lists["layers"]).widths(text, space.grid["divisor"])
-        config = runs.with_model(net.make_config([widths[group.name] for group in net.groups]), space)
+        config = family.with_model(net.make_config([widths[group.name] for group in net.groups]), space)
     about = {"kind": "imported", **({} if width is None else {"width": width}), **provenance, "retrain": space.retrain}
     if space.width_argument and space.full_width >= 1:
-        about["default_channels"] = runs.uniform_config(space, net, 1.0).widths
+        about["default_channels"] = family.width_config(space, net, 1.0).widths
     return replace(config, cost=CostTable(net).cost(config).to_json(), provenance=about)
 
 

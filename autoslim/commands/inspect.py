@@ -21,8 +21,8 @@ def inspect(space, input_shape, choices, members, picture, as_json):
 
     from autoslim.channels.grid import Grid
     from autoslim.channels.groups import find_groups
-    from autoslim.commands.runs import group_options
     from autoslim.report.groups import group_table
+    from autoslim.slimmable.family import group_options
 
     loaded = load_space(space, input_shape=input_shape).with_groups(**choices)
     # On the CPU, as `train` builds it: on the meta device, factories and parts that read values of tensors fail.

@@ -9,9 +9,10 @@ from autoslim.errors import ConfigError, RunError
 from autoslim.factories import build_model
 from autoslim.files import probe_writable, read_json, write_json
 from autoslim.search.evaluate import evaluate
+from autoslim.slimmable import family
 from autoslim.slimmable.materialize import example_input
 from autoslim.slimmable.supernet import Supernet
-from autoslim.slimmable.switchable import SwitchableNet, join
+from autoslim.slimmable.switchable import SwitchableNet, join_configs
 from autoslim.training.checkpoint import load_weights
 from autoslim.training.loop import train_switches
 from autoslim.training.recipe import Recipe
@@ -40,18 +41,16 @@ def build_switches(
         )
     with torch.random.fork_rng(devices=[]):
         model = build_model(lead.model)
-    options = runs.group_options(lead.grouping)
+    options = family.group_options(lead.grouping)
     example = example_input(lead)
     net = Supernet(model, example, divisor=lead.divisor, **options)
     for name, config in configs.items():
         config.check(net.groups, where.get(name, name))
         config.check(net.groups, where.get(name, name), CostTable(net).cost(config).to_json())
-    return join(net, configs, example, norm=norm, share_equal=system == "s-net", **options)
+    return join_configs(net, configs, example, norm=norm, share_equal=system == "s-net", **options)
 
 
-def joint_run(
-    configs: dict[str, ChannelConfig], images: runs.Images, out: Path, *, norm: str, recipe: dict, **settings
-) -> dict:  # fmt: skip
+def joint_run(configs: dict[str, ChannelConfig], images: runs.Images, out: Path, *, norm: str, recipe: dict, **settings) -> dict:
     """Train configurations jointly on all training images and score each on the test images; returns what result.json holds.
 
     Args:
@@ -68,12 +67,12 @@ def joint_run(
     runs.write_run(out, "switches", **settings, switches=switches, norm=norm, recipe=recipe, classes=list(images.classes))
     if (out / "result.json").exists():
         return read_json(out / "result.json", RunError)
-    runs.to_device(net, images.device)
+    family.place(net, images.device)
     seed = settings["seed"]
     batches = images.training(images.train, recipe, seed)
     train_switches(net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(recipe))
     result = {
-        "kind": "retrained accuracy",
+        "kind": accuracy_kind(configs),
         "system": settings["system"],
         "norm": norm,
         "switches": score_switches(net, images.scoring(images.test)),
@@ -82,6 +81,11 @@ def joint_run(
     }
     write_json(out / "result.json", result)
     return result
+
+
+def accuracy_kind(switches) -> str:
+    """Return what the accuracy of a switch is: one network alone has nothing to share."""
+    return "retrained accuracy" if len(switches) == 1 else "jointly trained accuracy"
 
 
 def score_switches(net: SwitchableNet, images, names=None) -> dict[str, dict]:
@@ -110,4 +114,4 @@ def load_switches(folder: Path, device: str) -> tuple[SwitchableNet, dict]:
         raise RunError(
             f"{folder} was trained for {epochs} of {settings['recipe']['epochs']} epochs; run the same command again to finish it"
         )
-    return runs.to_device(net, runs.choose_device(device)), settings
+    return family.place(net, runs.choose_device(device)), settings

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import click
 
@@ -15,13 +16,15 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Seed of
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 skip_corrupt_option = click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded.")
-epochs_option = click.option("--epochs", type=click.IntRange(1), help="Epochs, in place of the space's.")
+epochs_option = click.option(
+    "--epochs", type=click.IntRange(1), help="Epochs, in place of the space's; its schedule is stretched with them."
+)
 batch_size_option = click.option("--batch-size", type=click.IntRange(1), help="Images a step, in place of the space's.")
 lr_option = click.option("--lr", type=float, help="Peak learning rate, in place of the space's.")
 schedule_option = click.option(
     "--schedule",
-    type=click.Choice(["linear", "cosine", "exponential", "step", "constant"]),
-    help="How the learning rate falls, in place of the space's.",
+    type=click.Choice(["linear", "cosine", "constant"]),
+    help="How the learning rate falls, in place of the space's way.",
 )
 
 
@@ -29,19 +32,25 @@ def parse_widths(ctx, param, value: str | None) -> list[float] | None:
     """Read "0.25,0.5,1.0"."""
     if value is None:
         return None
-    try:
-        widths = [float(part) for part in value.split(",")]
-    except ValueError:
-        widths = []
-    if not widths or min(widths) <= 0 or len(set(widths)) != len(widths):
+    widths = read_widths(value)
+    if not widths or len(set(widths)) != len(widths):
         raise click.BadParameter(f"{value!r} is no list of different width multipliers; write 0.25,0.5,1.0")
     return widths
 
 
+def read_widths(text: str) -> list[float]:
+    """Return the numbers above 0 of "0.25,0.5"; nothing where one is none."""
+    try:
+        widths = [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+    return widths if all(0 < width < math.inf for width in widths) else []
+
+
 def parse_range(ctx, param, value: str | None) -> tuple[float, float] | None:
     """Read "0.25,1.0"."""
-    widths = parse_widths(ctx, param, value)
-    if widths is not None and (len(widths) != 2 or widths[0] > widths[1]):
+    widths = None if value is None else read_widths(value)
+    if widths is not None and (len(widths) != 2 or widths[0] >= widths[1]):
         raise click.BadParameter(f"{value!r} is no range; write the lower width multiplier first, as 0.25,1.0")
     return widths and tuple(widths)
 
@@ -59,7 +68,7 @@ held_out_option = click.option(
     "--held-out",
     metavar="N",
     callback=_parse_held_out,
-    help="Training images kept for the search, in place of the space's: a part (0.1) or a number (5000).",
+    help="Training images kept back: a part (0.1) or a number (5000).  [default: the space's for autoslim, none for the others]",
 )
 
 

@@ -1,5 +1,6 @@
 """What a trained run looks like inside, at each of its switches."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.commands import runs
-from autoslim.commands.slimmables import open_run, views
+from autoslim.commands.trained import open_run, views
 from autoslim.errors import RunError
 from autoslim.slimmable.modes import eval_mode
 
@@ -20,7 +21,7 @@ def curves(folder: Path, out: Path) -> None:
 
     from autoslim.report.curves import draw_curves
 
-    runs.read_run(folder)
+    settings = runs.read_run(folder)
     path = folder / "metrics.csv"
     if not path.exists():
         raise RunError(f"{path} does not exist: the run has no finished epoch; train it on")
@@ -28,6 +29,9 @@ def curves(folder: Path, out: Path) -> None:
         table = pandas.read_csv(path)
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); run the same training again to write it") from error
+    if settings["kind"] == "switches" and settings["system"] == "joint":
+        # A configuration's file may be named by a number, which is no width multiplier.
+        table = table.rename(columns=lambda name: re.sub(r"^(loss|accuracy)_(.+)$", r"\1_network \2", name))
     draw_curves(out, table)
 
 
@@ -35,7 +39,7 @@ def norms(folder: Path, out: Path, widths: list[float] | None, device: str) -> N
     """Draw scale, bias, mean and variance of every batch norm at each switch (Slimmable Networks, figure 4)."""
     from autoslim.report.norms import draw_norms
 
-    run = open_run(folder, device)
+    run = _open(folder, widths, device)
     images = None if run.settings["kind"] == "switches" else run.images()
     rows = []
     for name, network, _ in views(run, widths, images):
@@ -43,7 +47,7 @@ def norms(folder: Path, out: Path, widths: list[float] | None, device: str) -> N
         for index, (key, layer) in enumerate(layers):
             held = {"scale": layer.weight, "bias": layer.bias, "mean": layer.running_mean, "variance": layer.running_var}
             arrays = {part: None if value is None else value.detach().cpu().numpy().copy() for part, value in held.items()}
-            rows.append({"switch": f"{name}x" if _is_number(name) else name, "layer": key, "index": index, **arrays})
+            rows.append({"switch": name, "layer": key, "index": index, **arrays})
     if not rows:
         raise RunError(f"{folder} holds a network without batch norm; there is nothing to draw")
     draw_norms(out, rows, title=run.label)
@@ -57,26 +61,33 @@ def top_images(folder: Path, out: Path, layer: str | None, channel: int, widths:
     """
     from autoslim.report.images import draw_top_images
 
-    run = open_run(folder, device)
+    run = _open(folder, widths, device)
     images = run.images()
     shown = images.train if images.search is None else images.search
     order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:IMAGES]
     batches = [x for x, _ in images.scoring(shown.subset(order))]
+    pixels = torch.cat(batches)
+    mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (images.mean, images.std))
     rows = []
     for name, network, _ in views(run, widths, images):
         layer = layer or _last_norm(network)
         values = _activations(network, layer, channel, batches, name)
         best = values.argsort(descending=True, stable=True)[:SHOWN]
-        pixels = torch.cat(batches)[best.to(batches[0].device)]
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (images.mean, images.std))
-        pixels = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        seen = ((pixels[best.to(pixels.device)] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         rows.append({
-            "label": f"{name}x" if _is_number(name) else name,
-            "images": pixels.permute(0, 2, 3, 1).cpu().numpy(), "activations": values[best].numpy(),
+            "label": name,
+            "images": seen.permute(0, 2, 3, 1).cpu().numpy(), "activations": values[best].numpy(),
         })  # fmt: skip
     draw_top_images(
         out, rows, title=f"{run.label}: channel {channel} of {layer}, the {SHOWN} images of {len(order)} that excite it most"
     )
+
+
+def _open(folder: Path, widths: list[float] | None, device: str):
+    run = open_run(folder, device)
+    if widths is not None and run.settings["kind"] == "switches":
+        raise RunError(f"--widths is for supernets; {folder} has switches ({', '.join(run.net.switches)}), leave it out")
+    return run
 
 
 def _activations(network: nn.Module, layer: str, channel: int, batches: list[Tensor], switch: str) -> Tensor:
@@ -119,11 +130,3 @@ def _last_norm(network: nn.Module) -> str:
     if not names:
         raise RunError("the network has no batch norm; name a layer with --layer")
     return names[-1]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -71,11 +71,8 @@ def _of_space(space, width: float | None):
 
 
 def _widths(text: str) -> list[float]:
-    try:
-        widths = [float(part) for part in text.split(",")]
-    except ValueError:
-        widths = []
-    if not widths or not all(0 < width < float("inf") for width in widths) or len(set(widths)) != len(widths):
+    widths = options.read_widths(text)
+    if not widths or len(set(widths)) != len(widths):
         raise ConfigError(f"--switches {text!r} is no list of different widths above 0; write it as 0.25,0.5,0.75,1.0")
     return widths
 

@@ -48,7 +48,7 @@ def retrain(config, data, out, joint, norm, epochs, batch_size, lr, schedule, se
         return
     for name, row in rows.items():
         click.echo(
-            f"{name}: retrained accuracy {1 - row['test']['error']:.2%} on {row['test']['images']} test images, "
+            f"{name}: {result['kind']} {1 - row['test']['error']:.2%} on {row['test']['images']} test images, "
             f"{row['cost']['macs'] / 1e6:.4g}M MACs, {row['cost']['params'] / 1e6:.4g}M params, seed {seed}"
         )
 
@@ -68,6 +68,8 @@ def retrain_jointly(config_paths, data: str, out: Path, *, norm: str, seed: int,
     configs = {path.stem: ChannelConfig.load(path) for path in paths}
     first = configs[names[0]]
     recipe = runs.override(check_table("retrain", first.provenance.get("retrain", {}), str(paths[0])), **overrides)
+    if any(config.provenance.get("retrain", {}) != first.provenance.get("retrain", {}) for config in configs.values()):
+        click.echo(f"the recipes of {', '.join(names)} differ; that of {names[0]} is taken for all", err=True)
     images = runs.load_images(data, first.input_shape, None, seed, runs.choose_device(device), skip_corrupt)
     configs = {name: runs.with_classes(config, len(images.classes)) for name, config in configs.items()}
     settings = {"data": data, "seed": seed, "skip_corrupt": skip_corrupt}
@@ -78,10 +80,10 @@ def load_network(config, where: str):
     """Build the plain network of a configuration; returns (network, cost). The weights are the factory's own."""
     import torch
 
-    from autoslim.commands.runs import group_options
     from autoslim.cost.table import CostTable
     from autoslim.errors import ConfigError
     from autoslim.factories import build_model
+    from autoslim.slimmable.family import group_options
     from autoslim.slimmable.materialize import example_input, materialize
     from autoslim.slimmable.supernet import Supernet
 
@@ -107,6 +109,7 @@ def retrain_run(
     from autoslim.errors import DataError
     from autoslim.files import probe_writable, read_json, write_json
     from autoslim.search.evaluate import evaluate
+    from autoslim.slimmable import family
     from autoslim.spaces import check_table, find_config
     from autoslim.training.loop import retrain as train_network
     from autoslim.training.recipe import Recipe
@@ -128,7 +131,7 @@ def retrain_run(
     if (out / "result.json").exists():
         return read_json(out / "result.json", DataError)
     config.save(out / "channels.json")
-    runs.to_device(network, place)
+    family.place(network, place)
     batches = images.training(images.train, recipe, seed)
     train_network(network, batches, folder=out, seed=seed, progress=not quiet, recipe=Recipe.of(recipe))
     result = {

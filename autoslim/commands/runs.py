@@ -5,21 +5,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.groups import find_groups
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
-from autoslim.errors import ConfigError, DataError, ModelError, RunError
-from autoslim.factories import load_rules
+from autoslim.errors import ConfigError, DataError, RunError
 from autoslim.files import read_json, write_json
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space, check_table, load_space
 from autoslim.training.recipe import Recipe
 
-FORMAT = "autoslim.run/1"
+FORMAT = "autoslim.run/2"
 _SETTINGS = {
     "supernet": ("system", "space", "data", "held_out", "seed", "classes", "skip_corrupt"),
     "switches": ("system", "space", "switches", "norm", "data", "seed", "recipe", "classes", "skip_corrupt"),
@@ -168,7 +165,9 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
         raise RunError(f"{folder} is not a run (no config.json); pass a folder written by `autoslim train` or `autoslim retrain`")
     document = read_json(folder / "config.json", RunError)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise RunError(f"{folder}/config.json is not of format {FORMAT!r}; pass a folder written by this toolkit")
+        raise RunError(
+            f"{folder}/config.json is not of format {FORMAT!r}; pass a folder written by this version of the toolkit, or train again"
+        )
     lacking = [key for key in _SETTINGS.get(document.get("kind"), ("kind",)) if key not in document]
     if lacking:
         raise RunError(f"{folder}/config.json is damaged (no {', '.join(lacking)}); restore it, or train into another folder")
@@ -194,19 +193,6 @@ def space_from_json(document: dict) -> Space:
         raise RunError(f"the search space in the run's config.json is damaged ({error}); restore it, or train again") from error
 
 
-def build_supernet(space: Space, device: torch.device | str = "cpu") -> Supernet:
-    """Build the supernet of a search space at its full width, untrained."""
-    model = to_device(space.build(), device)
-    example = torch.zeros(1, *space.input_shape, device=device)
-    average = space.train.get("average_inputs", False)
-    return Supernet(model, example, **space.grid, average_inputs=average, **group_options(space.grouping()))
-
-
-def group_options(grouping: dict) -> dict:
-    """Return the decisions about groups, as a space or a configuration holds them, as arguments of `Supernet`."""
-    return {**grouping, "rules": load_rules(grouping.get("rules"))}
-
-
 def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEvaluator:
     """Return what judges configurations, by the [search] table of a space.
 
@@ -216,58 +202,6 @@ def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEv
     calibration = images.calibration(count, min(rules["batch_size"], count))
     scored = images.test if images.search is None else images.search
     return SupernetEvaluator(net, images.scoring(scored, rules["batch_size"]), calibration, calibration_images=count)
-
-
-def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a model; on a GPU its 4-D weights are laid out channels last, as the batches of `Loader` are."""
-    place = torch.device(device)
-    return model.to(place, memory_format=torch.channels_last) if place.type == "cuda" else model.to(place)
-
-
-def uniform_config(space: Space, net: Supernet, width: float) -> ChannelConfig:
-    """Return the channels of the family at a width multiplier (1.0 is the default network).
-
-    Raises:
-        ModelError: the space has no width multiplier and `width` is not 1.0.
-        RunError: a width exceeds the supernet's.
-    """
-    if space.width_argument is None and width != space.full_width:
-        space.build(width)
-    if width == space.full_width:
-        return with_model(net.full(), space)
-    if width > space.full_width:
-        raise RunError(f"width {width:g} exceeds the supernet's {space.full_width:g}; pass a smaller --width")
-    widths = _family_widths(space, net, width)
-    return with_model(net.make_config([widths[group.name] for group in net.groups]), space)
-
-
-def _family_widths(space: Space, net: Supernet, width: float) -> dict[str, int]:
-    """Return the channels that every group's first layer has in the family at a width multiplier."""
-    try:
-        with torch.device("meta"):
-            model = space.build(width)
-    except ModelError:  # a factory that reads values of tensors
-        model = space.build(width)
-    layers, full = dict(model.named_modules()), dict(net.source.named_modules())
-    if all(_channels(full.get(g.name)) == g.full and _channels(layers.get(g.name)) for g in net.groups):
-        return {group.name: _channels(layers[group.name]) for group in net.groups}
-    # Widths that no layer states: parts of an output, weights that code computes.
-    narrow = find_groups(space.build(width), torch.zeros(1, *space.input_shape), **group_options(space.grouping()))
-    widths = {group.name: group.full for group in narrow.groups}
-    unknown = [group.name for group in net.groups if group.name not in widths]
-    if unknown:
-        raise RunError(f"width {width:g} of {space.name} has no group {unknown[0]!r}; pass another --width")
-    return widths
-
-
-def _channels(layer: nn.Module | None) -> int | None:
-    return getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
-
-
-def with_model(config: ChannelConfig, space: Space) -> ChannelConfig:
-    """Add to a configuration what rebuilds its network."""
-    about = {"space": space.name, "model": space.model_reference(), "input_shape": list(space.input_shape)}
-    return replace(config, **about, grouping=space.grouping())
 
 
 def with_classes(config: ChannelConfig, classes: int) -> ChannelConfig:
@@ -288,7 +222,14 @@ def with_classes(config: ChannelConfig, classes: int) -> ChannelConfig:
 
 
 def override(recipe: dict, **values) -> dict:
-    """Return a recipe with the values that were given on the command line; the result is checked."""
+    """Return a recipe with the values that were given on the command line; the result is checked.
+
+    Other epochs stretch the schedule: milestones move along, and an exponential decay ends where it did.
+    """
     merged = {**recipe, **{key: value for key, value in values.items() if value is not None}}
+    stretch = merged["epochs"] / recipe["epochs"]
+    if stretch != 1:
+        merged["milestones"] = [round(epoch * stretch, 2) for epoch in merged["milestones"]]
+        merged["decay"] **= 1 / stretch if merged["schedule"] == "exponential" else 1
     Recipe.of(merged)
     return merged

@@ -38,12 +38,13 @@ def search(run, targets, score, pick, out, device, as_json):
 def load_supernet(run: Path, device: str):
     """Rebuild the trained supernet of a run folder; returns (net, space, run settings)."""
     from autoslim.commands import runs
+    from autoslim.slimmable import family
     from autoslim.training.checkpoint import load_weights
 
     settings = runs.read_run(run, "supernet")
     space = runs.space_from_json(settings["space"])
     place = runs.choose_device(device)
-    net = runs.build_supernet(space, place)
+    net = family.build_supernet(space, place)
     epochs = load_weights(run / "checkpoint.pt", "supernet", net)
     if epochs < space.train["epochs"]:
         from autoslim.errors import RunError
@@ -67,6 +68,7 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
     from autoslim.report.tables import write_spectrum
     from autoslim.search.greedy import greedy_search
     from autoslim.search.trace import SearchTrace
+    from autoslim.slimmable import family
 
     net, space, settings = load_supernet(run, device)
     table = CostTable(net)
@@ -103,21 +105,21 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
     trace = SearchTrace(out / "trace.csv")
     provenance |= {"versions": runs.versions(), "retrain": space.retrain}
     if space.width_argument and space.full_width >= 1:
-        provenance["default_channels"] = runs.uniform_config(space, net, 1.0).widths
+        provenance["default_channels"] = family.width_config(space, net, 1.0).widths
 
     def finish(config: ChannelConfig, estimate: dict, **extra) -> ChannelConfig:
-        config = runs.with_model(config, space)
+        config = family.with_model(config, space)
         cost = table.cost(config).to_json()
         return replace(config, cost=cost, estimate=estimate, provenance={**provenance, **extra})
 
-    found, family = [], uniform_family(space, net)
+    found, uniforms = [], uniform_family(space, net)
     for point in greedy_search(
         net, targets={"macs": wanted}, score=rules["score"], pick=rules["pick"], evaluator=evaluator, trace=trace, progress=True
     ):
         name = format_amount(point.target)
         target = {"macs": point.target}
         config = finish(point.config, point.config.estimate, kind="searched", target=target)
-        equal = equal_cost_uniform(family, table, point.cost.macs)
+        equal = equal_cost_uniform(uniforms, table, point.cost.macs)
         estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
         equal = finish(equal, estimate, kind="uniform", target=target)
         for prefix, each in (("", config), ("uniform-", equal)):
@@ -148,15 +150,15 @@ def uniform_family(space, net) -> list:
 
     A family with a width multiplier is asked for its own networks; others are scaled by one ratio for all groups.
     """
-    from autoslim.commands import runs
     from autoslim.errors import RunError
+    from autoslim.slimmable import family
 
-    family = []
+    found = []
     for step in range(5, 101) if space.width_argument else ():
         with contextlib.suppress(RunError):  # a width at which layers fall together that are apart in the supernet
-            config = runs.uniform_config(space, net, space.full_width * step / 100)
+            config = family.width_config(space, net, space.full_width * step / 100)
             # A family may round its widths more finely than the grid of the search allows.
             if not config.faults(net.groups):
-                family.append(config)
-    unique = {tuple(c.widths.values()): c for c in family or [net.uniform(step / 200) for step in range(10, 201)]}
+                found.append(config)
+    unique = {tuple(c.widths.values()): c for c in found or [net.uniform(step / 200) for step in range(10, 201)]}
     return list(unique.values())

@@ -20,7 +20,7 @@ widths_option = click.option(
 
 @click.group()
 def study():
-    """Compare slimmable networks as the papers do; runs of other seeds than the first show the spread.
+    """Compare slimmable networks as the papers do. Runs that differ in their seed alone are averaged, with their spread.
 
     A run that held images out (train --held-out) is scored on those; any other is finished, and scored on the test images.
     """
@@ -102,7 +102,7 @@ def stages(run, ratio, points, out, device, as_json):
     rows = stages_study(list(run), ratio, points, device)
     found = describe_stages(rows, ratio=ratio)
     write_csv(out / "stages.csv", rows)
-    draw_stages(out / "stages.png", rows)
+    draw_stages(out / "stages.png", rows, measure=f"top-1 {rows[0]['kind']}")
     write_json(out / "stages.json", found)
     if as_json:
         options.print_json(found)
@@ -129,29 +129,62 @@ def calibration(run, configurations, out, device, as_json):
 
 def widths_study(folders: list[Path], widths: list[float] | None, out: Path, device: str) -> list[dict]:
     """Score runs at widths; writes the table and the picture, and returns the rows."""
-    from autoslim.commands.slimmables import at_widths, open_run
+    from autoslim.commands.trained import at_widths, open_run
     from autoslim.report.widths import draw_widths
 
-    read = {}
-    rows = []
-    for folder in folders:
-        run = open_run(folder, device)
-        if widths is None:
-            low, high = run.bounds()
-            if low == high:
-                low = min(open_run(other, device).bounds()[0] for other in folders)
-            widths = [round(low + i * (high - low) / 15, 4) for i in range(16)]
+    opened = _labelled([open_run(folder, device) for folder in folders])
+    bounds = [run.bounds() for run in opened]
+    if widths is None:
+        low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        widths = [round(low + i * (high - low) / 15, 4) for i in range(16)]
+    read, rows = {}, []
+    for run in opened:
         rows += at_widths(run, widths, _images(run, read))
     if not rows:
         raise RunError(f"no run reaches a width of {', '.join(f'{w:g}' for w in widths)}; pass narrower --widths")
-    rows = _tell_apart(rows)
+    rows = _as_one(rows)
     write_csv(out / "widths.csv", rows)
-    draw_widths(out / "widths.png", [row | {"accuracy": 1 - row["error"]} for row in rows])
+    chance = 1 / max(len(run.settings["classes"]) for run in opened)
+    points = [row | {"accuracy": 1 - row["error"]} for row in rows]
+    draw_widths(out / "widths.png", points, chance=chance, measure=f"top-1 {rows[0]['kind']}")
     return rows
 
 
-def _tell_apart(rows: list[dict]) -> list[dict]:
-    """Leave one row where several ordinary networks were asked for a width that one of them was trained at."""
+def _labelled(opened: list) -> list:
+    """Give runs that differ in more than their seed labels that differ.
+
+    Raises:
+        RunError: two runs are the same training, or are scored on different kinds of images.
+    """
+    from dataclasses import replace
+
+    first = opened[0]
+    for run in opened[1:]:
+        if run.accuracy_kind != first.accuracy_kind:
+            raise RunError(
+                f"{first.folder} gives {first.accuracy_kind}, {run.folder} {run.accuracy_kind}; study them apart, or train both "
+                "with the same --held-out"
+            )
+    seen: dict[tuple, Path] = {}
+    trainings: dict[str, list[str]] = {}
+    for run in opened:
+        key = (run.same_but_seed(), run.seed)
+        if key in seen:
+            raise RunError(f"{seen[key]} and {run.folder} are the same training with the same seed; leave one out")
+        seen[key] = run.folder
+        names = trainings.setdefault(run.label, [])
+        names += [] if run.same_but_seed() in names else [run.same_but_seed()]
+    found, names = [], {}
+    for run in opened:
+        label = run.label
+        if len(trainings[label]) > 1 and not label.startswith("ordinary network"):
+            label = f"{label} ({names.setdefault(run.same_but_seed(), run.folder.name)})"
+        found.append(replace(run, label=label))
+    return found
+
+
+def _as_one(rows: list[dict]) -> list[dict]:
+    """Where several ordinary networks are given, keep of each the width it was trained at, as points of one line."""
     ordinary = {row["label"] for row in rows if row["label"].startswith("ordinary network")}
     if len(ordinary) < 2:
         return rows
@@ -164,45 +197,37 @@ def stages_study(folders: list[Path], ratio: float, points: int, device: str) ->
     import torch
 
     from autoslim.commands import runs
-    from autoslim.commands.slimmables import open_run
-    from autoslim.cost.table import CostTable
-    from autoslim.search.stages import find_stages, stage_configs
+    from autoslim.commands.trained import open_run
+    from autoslim.search.stages import score_stages
     from autoslim.slimmable.supernet import Supernet
 
     read, rows = {}, []
-    for folder in folders:
-        run = open_run(folder, device)
+    for run in _labelled([open_run(folder, device) for folder in folders]):
+        folder = run.folder
         if not isinstance(run.net, Supernet) or run.space.train["widths"] != "nonuniform":
             raise RunError(f"{folder} was not trained at nonuniform widths; train it with --system nonuniform-us-net or autoslim")
         images = _images(run, read)
         evaluator = runs.supernet_evaluator(run.net, images, run.space.search)
-        table = CostTable(run.net)
-        found = find_stages(run.net, torch.zeros(1, *run.space.input_shape, device=images.device))
-        names = {index: f"stage {index + 1} ({height} px)" for index, (height, _) in enumerate(found)} | {None: "none"}
-        for index, value, config in stage_configs(run.net, found, ratio, points):
-            score = evaluator.score(config)
-            rows.append({
-                "stage": names[index], "ratio": round(value, 4), "seed": run.seed, "macs": table.cost(config).macs,
-                "accuracy": 1 - score.error, "loss": score.loss, "images": score.images,
-            })  # fmt: skip
+        example = torch.zeros(1, *run.space.input_shape, device=images.device)
+        about = {"seed": run.seed, "kind": run.accuracy_kind}
+        rows += [row | about for row in score_stages(evaluator, example, ratio=ratio, points=points)]
     return rows
 
 
 def calibration_study(folders: list[Path], configurations: int, device: str) -> list[dict]:
-    """Score random configurations with the statistics that training left, and with calibrated ones."""
+    """Score random configurations with the statistics of an untrained batch norm (0 and 1: training keeps none), and calibrated."""
     import torch
 
     from autoslim.commands import runs
-    from autoslim.commands.slimmables import open_run
+    from autoslim.commands.trained import open_run
     from autoslim.cost.table import CostTable
     from autoslim.search.evaluate import evaluate
     from autoslim.slimmable.supernet import Supernet
 
     read, rows = {}, []
-    for folder in folders:
-        run = open_run(folder, device)
+    for run in _labelled([open_run(folder, device) for folder in folders]):
         if not isinstance(run.net, Supernet):
-            raise RunError(f"{folder} has switches with statistics of their own; pass a supernet or a US-Net")
+            raise RunError(f"{run.folder} has switches with statistics of their own; pass a supernet or a US-Net")
         images = _images(run, read)
         scored = images.scoring(images.test if images.search is None else images.search, run.space.search["batch_size"])
         generator = torch.Generator().manual_seed(run.seed)
@@ -219,6 +244,7 @@ def calibration_study(folders: list[Path], configurations: int, device: str) -> 
             rows.append({
                 "label": run.label, "seed": run.seed, "configuration": index, "macs": table.cost(config).macs,
                 "error_before": before.error, "error_after": after.error, "images": after.images,
+                "kind": run.accuracy_kind,
             })  # fmt: skip
     return rows
 
@@ -258,7 +284,7 @@ def _width_table(rows: list[dict]) -> str:
     for width in sorted({row["width"] for row in rows}, reverse=True):
         some = next(row for row in rows if row["width"] == width)
         lines.append((f"{width:g}", f"{some['macs']:,}", *(_cell(cells.get((width, label), [])) for label in labels)))
-    return f"{align(lines)}\n* a width that the network was trained at; accuracies on {rows[0]['images']} images"
+    return f"{align(lines)}\n* a width that the network was trained at; {rows[0]['kind']} ({rows[0]['images']})"
 
 
 def _cell(rows: list[dict]) -> str:
@@ -283,4 +309,4 @@ def _calibration_table(rows: list[dict]) -> str:
         )
         for row in rows
     ]
-    return f"{align(lines)}\naccuracies on {rows[0]['images']} images"
+    return f"{align(lines)}\n{rows[0]['kind']} ({rows[0]['images']})"

@@ -1,23 +1,11 @@
 """The systems of the papers: which table of a search space trains them, and at which widths."""
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from autoslim.channels.config import ChannelConfig
 from autoslim.commands import runs
-from autoslim.errors import ConfigError
-from autoslim.slimmable.supernet import Supernet
+from autoslim.commands.train import SYSTEMS
+from autoslim.slimmable import family
 from autoslim.spaces import Space
-
-# Name to the table of its recipe, and how random widths are drawn.
-SYSTEMS = {
-    "autoslim": ("train", "nonuniform"),
-    "us-net": ("us_net", "uniform"),
-    "nonuniform-us-net": ("us_net", "nonuniform"),
-    "s-net": ("s_net", None),
-}
 
 
 def supernet_space(space: Space, system: str, bounds: tuple[float, float] | None, **overrides) -> Space:
@@ -36,50 +24,8 @@ def supernet_space(space: Space, system: str, bounds: tuple[float, float] | None
     bounds = bounds or recipe.pop("range", None)
     recipe.pop("range", None)
     if bounds:
-        space = _within(space, *bounds)
+        space = family.within(space, *bounds)
     return replace(space, train=runs.override(recipe | {"widths": widths}, **overrides))
-
-
-def _within(space: Space, low: float, high: float) -> Space:
-    if space.width_argument is None and high != 1.0:
-        raise ConfigError(
-            f"range {low:g},{high:g}: {space.name} has no width argument, so that its network is the widest; "
-            f"end the range at 1.0, or name the argument in a search space"
-        )
-    return replace(space, full_width=float(high), grid={**space.grid, "min_ratio": low / high})
-
-
-def width_config(space: Space, net: Supernet, width: float) -> ChannelConfig:
-    """Return the channels at a width multiplier: of the family, or one ratio for all groups where there is no family.
-
-    Raises:
-        RunError: the width exceeds the supernet's.
-    """
-    if space.width_argument is not None or width == 1.0:
-        return runs.uniform_config(space, net, width)
-    return runs.with_model(net.uniform(width), space)
-
-
-def uniform_widths(space: Space, net: Supernet) -> Callable[[float], Any]:
-    """Return the configuration of a ratio of the full width, as a function; drawn ratios are told apart to a thousandth."""
-
-    @functools.cache
-    def at(thousandths: int) -> ChannelConfig:
-        return width_config(space, net, min(1.0, thousandths / 1000) * space.full_width)
-
-    return lambda ratio: at(round(ratio * 1000))
-
-
-def switch_configs(space: Space, switches: list[float]) -> dict[str, ChannelConfig]:
-    """Return the channels of every switch of an S-Net, named by its width multiplier.
-
-    Raises:
-        ConfigError: a space without a width argument has no network wider than 1.0.
-    """
-    space = _within(space, min(switches), max(switches))
-    net = runs.build_supernet(space)
-    # No search moves these widths, so no grid binds them.
-    return {f"{width:g}": replace(width_config(space, net, width), divisor=1) for width in switches}
 
 
 def describe(settings: dict) -> str:

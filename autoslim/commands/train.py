@@ -9,14 +9,23 @@ from autoslim.errors import ConfigError
 from autoslim.sandwich import Sandwich
 from autoslim.spaces import load_space
 
-SYSTEMS = ("autoslim", "us-net", "nonuniform-us-net", "s-net")
+# Name to the table of a space that holds its recipe, and how random widths are drawn.
+SYSTEMS = {
+    "autoslim": ("train", "nonuniform"),
+    "us-net": ("us_net", "uniform"),
+    "nonuniform-us-net": ("us_net", "nonuniform"),
+    "s-net": ("s_net", None),
+}
 
 
 def _parse_sandwich(ctx, param, value: str | None) -> str | None:
+    if value is None:
+        return None
     try:
-        return value and ",".join(part.strip() for part in value.split(",")) if value and Sandwich.parse(value) else value
+        Sandwich.parse(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
+    return value.replace(" ", "")
 
 
 @click.command()
@@ -24,7 +33,7 @@ def _parse_sandwich(ctx, param, value: str | None) -> str | None:
 @options.data_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder; an unfinished run in it goes on.")
 @click.option(
-    "--system", type=click.Choice(SYSTEMS), default="autoslim", show_default=True,
+    "--system", type=click.Choice(list(SYSTEMS)), default="autoslim", show_default=True,
     help="What to train; each has a table with its recipe in SPACE.",
 )  # fmt: skip
 @click.option(
@@ -57,7 +66,7 @@ def train(space, data, out, system, bounds, sandwich, distill, average_inputs, s
 
     autoslim: the supernet of a search, every channel group at a width of its own. us-net: one width for all, any width of a
     range. nonuniform-us-net: both. s-net: a fixed list of widths, each with its own batch norms; one switch alone
-    (--switches 0.5) is an ordinary network. US-Nets and S-Nets learn from all training images, unless --held-out is given.
+    (--switches 0.5) is an ordinary network. S-Nets learn from all training images, and so do US-Nets unless --held-out is given.
     """
     loaded = load_space(space, input_shape=input_shape).with_groups(**choices)
     common = {"seed": seed, "device": device, "skip_corrupt": skip_corrupt}
@@ -67,14 +76,14 @@ def train(space, data, out, system, bounds, sandwich, distill, average_inputs, s
         result = train_s_net(loaded, data, out, switches=switches, norm=norm, **common, **recipe)
         for name, found in result["switches"].items():
             click.echo(
-                f"{name}x: retrained accuracy {1 - found['test']['error']:.2%}, {found['cost']['macs'] / 1e6:.4g}M MACs", err=True
+                f"{name}x: {result['kind']} {1 - found['test']['error']:.2%}, {found['cost']['macs'] / 1e6:.4g}M MACs", err=True
             )
         click.echo(f"network: {out}\nnext: autoslim plot {out} --what curves --out curves.png", err=True)
         return
     _refuse(system, switches=switches, norm=norm)
     recipe |= {"sandwich": sandwich, "distill": distill, "average_inputs": average_inputs}
     train_run(loaded, data, out, system=system, bounds=bounds, held_out=held_out, **common, **recipe)
-    after = f"search {out} --flops-target 60%" if system == "autoslim" else f"evaluate {out} --width 0.5"
+    after = f"search {out} --flops-target 60%" if system == "autoslim" else f"study widths {out} --out study"
     click.echo(f"supernet: {out}\nnext: autoslim {after}", err=True)
 
 
@@ -94,6 +103,7 @@ def train_run(
     """
     from autoslim.commands import runs, systems
     from autoslim.files import probe_writable
+    from autoslim.slimmable import family
     from autoslim.training.loop import train_supernet
     from autoslim.training.recipe import Recipe
 
@@ -103,7 +113,7 @@ def train_run(
         held_out = space.search["held_out"]
     images = runs.load_images(data, space.input_shape, held_out, seed, place, skip_corrupt)
     space = space.with_classes(len(images.classes))
-    net = runs.build_supernet(space, place)
+    net = family.build_supernet(space, place)
     batches = images.training(images.train, space.train, seed)
     probe_writable(out)
     runs.write_run(
@@ -112,7 +122,7 @@ def train_run(
     )  # fmt: skip
     train_supernet(
         net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(space.train), from_scratch=True,
-        uniform=systems.uniform_widths(space, net),
+        uniform=family.uniform_widths(space, net),
     )  # fmt: skip
     return net, images
 
@@ -121,7 +131,8 @@ def train_s_net(
     space, data: str, out: Path, *, seed: int, switches=None, norm=None, device="auto", skip_corrupt=False, **overrides
 ):
     """Train an S-Net in a run folder, and score every switch on the test images; returns what result.json holds."""
-    from autoslim.commands import joint, runs, systems
+    from autoslim.commands import joint, runs
+    from autoslim.slimmable import family
 
     table = dict(space.s_net)
     switches, norm = switches or table["switches"], norm or table["norm"]
@@ -130,5 +141,5 @@ def train_s_net(
     images = runs.load_images(data, space.input_shape, None, seed, runs.choose_device(device), skip_corrupt)
     space = space.with_classes(len(images.classes))
     settings = {"data": data, "seed": seed, "skip_corrupt": skip_corrupt, "space": runs.space_to_json(space)}
-    configs = systems.switch_configs(space, switches)
+    configs = family.switch_configs(space, switches)
     return joint.joint_run(configs, images, out, system="s-net", norm=norm, recipe=recipe, **settings)

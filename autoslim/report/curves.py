@@ -24,8 +24,8 @@ _FACTOR = {"loss": 1, "accuracy": 100, "error": 100}
 def draw_curves(out: str | Path, table: pandas.DataFrame, *, title: str | None = None, images: str = "training images") -> Path:
     """Draw loss and accuracy (or error) of every switch over epochs as PNG or SVG; returns the path.
 
-    Columns `loss_0.25`, `accuracy_0.25` or `error_0.25` belong to the switch 0.25; without such, `loss` and `accuracy` are
-    the widest and `narrowest_loss` and `narrowest_accuracy` the narrowest subnet of a supernet. Numbered switches are ordered
+    Columns `loss_0.25`, `accuracy_0.25` or `error_0.25` belong to the switch 0.25; without such, `widest_loss` and
+    `accuracy` are the widest and `narrowest_loss` the narrowest subnet of a supernet. Numbered switches are ordered
     by width, the widest darkest. Losses that span more than a factor of 20 get a logarithmic axis. An accuracy may be left
     empty in epochs in which it was not measured.
 
@@ -110,9 +110,11 @@ def _columns(columns: list[str]) -> dict[str, dict[str, str]]:
         return found
     narrow = {measure: f"narrowest_{measure}" for measure in _MEASURES if f"narrowest_{measure}" in columns}
     wide = {measure: measure for measure in _MEASURES if measure in columns}
+    if "widest_loss" in columns:
+        wide["loss"] = "widest_loss"
     if not (wide or narrow):
         raise RunError("the table has no column loss, accuracy or error, with or without a switch (loss_0.25); nothing to draw")
-    entries = {"widest" if narrow else "network": wide, "narrowest": narrow}
+    entries = {"widest" if "widest_loss" in columns else "all of a step" if narrow else "network": wide, "narrowest": narrow}
     return {name: entry for name, entry in entries.items() if entry}
 
 

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
+from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError
+from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 
@@ -43,6 +45,30 @@ def find_stages(net: Supernet, example) -> list[tuple[int, tuple[str, ...]]]:
         height = next((heights[layer] for layer in group.members if layer in heights), height)
         found.setdefault(height, []).append(group.name)
     return [(height, tuple(found[height])) for height in sorted(found, reverse=True)]
+
+
+def score_stages(evaluator: SupernetEvaluator, example, *, ratio: float = 0.6, points: int = 8) -> list[dict]:
+    """Score a nonuniform supernet with one stage at a time slimmed by a ratio, over a sweep of the global ratio.
+
+    Args:
+        evaluator: what judges configurations of the supernet.
+        example: an input of it.
+        ratio: what the slimmed stage keeps of the width that the others have.
+        points: global ratios of each sweep.
+
+    Returns:
+        one row a configuration: stage ("none" for uniform slimming), ratio (the global one), macs, accuracy, loss, images.
+    """
+    net, table, rows = evaluator.net, CostTable(evaluator.net), []
+    stages = find_stages(net, example)
+    for index, value, config in stage_configs(net, stages, ratio, points):
+        score = evaluator.score(config)
+        name = "none" if index is None else f"stage {index + 1} ({stages[index][0]} px)"
+        rows.append({
+            "stage": name, "ratio": round(value, 4), "macs": table.cost(config).macs, "accuracy": 1 - score.error,
+            "loss": score.loss, "images": score.images,
+        })  # fmt: skip
+    return rows
 
 
 def stage_configs(

@@ -91,6 +91,8 @@ class Slimming:
         """Return the active part of a tensor."""
         if name in self.own:
             return self.own[name]
+        if name in self._copies:
+            self.write_back()  # a layer that runs twice
         value = full
         for dim, axis in enumerate(self.axes.get(name, ())):
             if axis is not None:
@@ -103,6 +105,10 @@ class Slimming:
             dim, groups = self.average
             value = value / (value.shape[dim] // groups)
         return value
+
+    def forget_copies(self) -> None:
+        """Drop what was read since the last `write_back`."""
+        self._copies.clear()
 
     def write_back(self) -> None:
         """Store what a forward pass wrote into copies of active parts: moving statistics."""

@@ -1,5 +1,6 @@
 """A network of a few fixed widths over shared weights, each with batch norms of its own (Slimmable Networks)."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.channels.config import ChannelConfig
+from autoslim.channels.trace import share_copy
 from autoslim.errors import ConfigError
 from autoslim.slimmable.materialize import materialize, plain_copy
 from autoslim.slimmable.supernet import Supernet
@@ -21,32 +23,33 @@ class SwitchableNet(nn.Module):
     keep moving statistics while they train, as in a plain network.
 
     Args:
-        net: the supernet; its weights are used, not copied, and its widths are set through the switchable network from now on.
+        net: the supernet; weights and buffers are shared with it, widths are not.
         switches: name to configuration. A width multiplier may be given as a number: 0.25 stands for "0.25".
         norm: what each switch has of its own: "private": statistics, scale and bias of every batch norm (S-BN);
             "statistics": the statistics alone, scale and bias are shared; "shared": nothing (the naive way, which the paper
             shows to fail).
         share_equal: with "private", a batch norm that is equally wide at every switch has one scale and bias for all (the last
-            one of the published S-MobileNet v2); its statistics are each switch's own.
+            one of the published S-MobileNet v2); statistics are each switch's own all the same.
 
     Raises:
         ConfigError: `norm` is unknown, there is no switch, or a configuration does not fit the supernet.
     """
 
     def __init__(
-        self, net: Supernet, switches: Mapping[str | float, ChannelConfig], *, norm: str = "private", share_equal: bool = True
+        self, net: Supernet, switches: Mapping[str | float, ChannelConfig], *, norm: str = "private", share_equal: bool = False
     ):
         super().__init__()
         if norm not in NORMS:
             raise ConfigError(f"norm {norm!r} is unknown; pass one of {', '.join(NORMS)}")
-        if not switches:
-            raise ConfigError("a switchable network needs a switch; pass {name: configuration}")
-        self.net = net
-        self.norm = norm
         self.switches = {switch_name(name): config for name, config in switches.items()}
-        self._layers = [(name, m) for name, m in net.model.named_modules() if isinstance(m, _BatchNorm)]
-        for _, layer in self._layers:
-            layer._slimming.own = {}  # of another list of switches
+        if not switches or len(self.switches) < len(switches):
+            raise ConfigError(
+                f"the switches {list(switches)} need at least one name, and names that differ (numbers by six digits); "
+                "pass {name: configuration}"
+            )
+        self.net = share_copy(net)
+        self.norm = norm
+        self._layers = [(name, m) for name, m in self.net.model.named_modules() if isinstance(m, _BatchNorm)]
         made = [self._make(config) for config in self.switches.values()]
         self._shares = [norm == "statistics" or share_equal and len({m.num_features for m in row}) == 1 for row in zip(*made)]
         for norms in made:
@@ -110,6 +113,8 @@ class SwitchableNet(nn.Module):
 
     def forward(self, *inputs, **kwargs):
         """Run the switch that is set."""
+        for _, layer in self._layers:
+            layer._slimming.forget_copies()  # of reads outside a training step
         output = self.net(*inputs, **kwargs)
         if self.training and self.norm == "shared":
             for _, layer in self._layers:
@@ -147,21 +152,29 @@ class SwitchableNet(nn.Module):
             for (layer, _), norm in zip(self._layers, norms):
                 yield f"switches.{name}.{layer}.", norm
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self, *, destination=None, prefix: str = "", keep_vars: bool = False) -> dict[str, torch.Tensor]:
         """Return shared tensors under the keys of the plain network, and private ones as `switches.NAME.LAYER.TENSOR`."""
+        destination = OrderedDict() if destination is None else destination
+        for key, tensor in self._state().items():
+            destination[prefix + key] = tensor if keep_vars else tensor.detach()
+        return destination
+
+    def _state(self) -> dict[str, torch.Tensor]:
         unused = self._stood_in_for()
         state = {key: t for key, t in self.net.state_dict(keep_vars=True).items() if id(t) not in unused}
         for prefix, norm in self._prefixes():
             state |= norm.state_dict(prefix=prefix, keep_vars=True)
-        return {key: tensor.detach() for key, tensor in state.items()}
+        return state
 
-    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
-        """Load what `state_dict` returned.
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False) -> None:
+        """Load what `state_dict` returned, into the tensors that are there.
 
         Raises:
             RuntimeError: a tensor is missing, unknown or of another shape; nothing is changed.
         """
-        own = self.state_dict()
+        if not strict or assign:
+            raise RuntimeError("a switchable network loads a whole state into its own tensors; leave strict and assign out")
+        own = self._state()
         wrong = [k for k in {**own, **state_dict} if k not in own or k not in state_dict or own[k].shape != state_dict[k].shape]
         if wrong:
             raise RuntimeError(f"these tensors do not fit the switchable network: {', '.join(wrong[:5])}")
@@ -175,7 +188,7 @@ def switch_name(switch: str | float) -> str:
     return switch if isinstance(switch, str) else f"{switch:g}"
 
 
-def join(
+def join_configs(
     net: Supernet, configs: Mapping[str, ChannelConfig], example, *, norm: str = "private", share_equal: bool = False, **options
 ) -> SwitchableNet:
     """Return several configurations of one family as one switchable network, widest first, no wider than it has to be.

@@ -36,7 +36,7 @@ def train_supernet(
     recipe: Recipe | None = None,
     from_scratch: bool = False,
     loss: Callable | None = None,
-    distill: Callable | None = None,
+    distill: Callable | bool | None = None,
     uniform: Callable[[float], ChannelConfig] | None = None,
     **hyper,
 ) -> list[dict]:
@@ -51,19 +51,18 @@ def train_supernet(
         from_scratch: draw new weights by `seed` first, instead of starting from the model's.
         loss: `(output, target) -> scalar`, for outputs with auxiliary heads or other tasks; cross-entropy of the class
             scores (the output, or the first entry of a tuple or dict) by default.
-        distill: what the other widths learn from the widest, as `(output, widest output) -> scalar`; by default its class
-            scores, softened. `distill=False` in the recipe: nothing, they see the labels through `loss`.
+        distill: what the other widths learn from the widest, as `(output, widest output) -> scalar`; by default (True) its
+            class scores, softened; False: nothing, they see the labels through `loss`.
         uniform: the configuration of a ratio of full width, where the recipe draws uniform widths; `net.uniform` by default.
         recipe, hyper: a `Recipe`, or its fields as keywords (`epochs=50, lr=0.1, ...`).
 
     Returns:
-        one row an epoch: epoch, lr, loss, narrowest_loss, accuracy (on the training batches), seconds.
+        one row an epoch: epoch, lr, loss (mean over the networks of a step), widest_loss, accuracy (of the widest, on the
+        training batches), narrowest_loss, seconds.
     """
-    if callable(distill):
-        hyper |= {"distill": True} if recipe is None else {}
-    elif distill is not None:
-        hyper["distill"] = distill
-    recipe = replace(recipe, **hyper) if recipe else Recipe(**hyper)
+    if distill is not None:
+        hyper["distill"] = bool(distill)
+    recipe = _recipe(recipe, hyper)
     if from_scratch:
         initialize(net, seed)
     objective = Objective(recipe.label_smoothing, loss, distill if callable(distill) else recipe.distill)
@@ -92,7 +91,7 @@ def train_switches(
         one row an epoch: epoch, lr, loss (mean over the switches), `loss_NAME` and `accuracy_NAME` (on the training batches)
         of every switch, seconds.
     """
-    recipe = recipe or Recipe(**hyper)
+    recipe = _recipe(recipe, hyper)
     if from_scratch:
         initialize(net, seed)
     objective = Objective(recipe.label_smoothing, loss, distill=False)
@@ -120,7 +119,7 @@ def retrain(
     Arguments and result are those of `train_supernet`, without the narrowest loss. With `from_scratch=False` the training
     starts from the network's present weights (fine-tuning).
     """
-    recipe = recipe or Recipe(**hyper)
+    recipe = _recipe(recipe, hyper)
     if from_scratch:
         initialize(network, seed)
 
@@ -130,6 +129,10 @@ def retrain(
         return plain_step(network, x, target, objective=objective)
 
     return _fit(network, step, batches, recipe, folder, seed, progress, "network")
+
+
+def _recipe(recipe: Recipe | None, hyper: dict) -> Recipe:
+    return replace(recipe, **hyper) if recipe else Recipe(**hyper)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
@@ -200,7 +203,7 @@ def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: 
     except TypeError:  # a generator, or a DataLoader over an IterableDataset
         batches = list(batches)
         per_epoch = len(batches)
-    sums: dict[str, float] = {}
+    sums: dict[str, torch.Tensor] = {}
     seen = 0
     for index, (x, target) in enumerate(batches):
         lr = recipe.lr_at(epoch * per_epoch + index, per_epoch)
@@ -214,10 +217,10 @@ def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: 
         optimizer.step()
         seen += len(target)
         for name, value in measured.items():
-            sums[name] = sums.get(name, 0.0) + value * len(target)
+            sums[name] = sums.get(name, 0.0) + value.double() * len(target)  # on the device: no waiting for it
     if not seen:
         raise DataError("training got 0 batches; pass at least one batch an epoch (an exhausted generator gives none)")
-    row = {"epoch": epoch + 1, "lr": lr, **{name: total / seen for name, total in sums.items()}}
+    row = {"epoch": epoch + 1, "lr": lr, **{name: total.item() / seen for name, total in sums.items()}}
     if not row["loss"] < float("inf"):
         raise RunError(f"the training loss became {row['loss']} in epoch {epoch + 1}; lower lr={recipe.lr} or set clip_norm")
     return row | {"seconds": round(time.perf_counter() - started, 2)}

@@ -56,6 +56,8 @@ class Recipe:
             faults.append(f"schedule is {self.schedule!r}, not one of {', '.join(SCHEDULES)}")
         if self.widths not in WIDTHS:
             faults.append(f"widths is {self.widths!r}, not one of {', '.join(WIDTHS)}")
+        if self.schedule == "step" and not any(epoch < self.epochs for epoch in self.milestones):
+            faults.append(f"schedule 'step' has no milestone before epoch {self.epochs}; name some, or take another schedule")
         if not 0 < self.decay <= 1:
             faults.append(f"decay is {self.decay!r}, not in (0, 1]")
         if not all(epoch > 0 for epoch in self.milestones):

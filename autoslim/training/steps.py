@@ -58,14 +58,14 @@ class Objective:
         soft = logits_of(widest_output).softmax(dim=1)
         return lambda output: F.cross_entropy(logits_of(output), soft)
 
-    def accuracy(self, output, target) -> dict[str, float]:
+    def accuracy(self, output, target) -> dict[str, Tensor]:
         """Return the part of the labels that the class scores get right; nothing where a loss of one's own knows better."""
         if self._loss is not None:
             return {}
-        return {"accuracy": (logits_of(output).argmax(dim=1) == target).float().mean().item()}
+        return {"accuracy": (logits_of(output).detach().argmax(dim=1) == target).double().mean()}
 
 
-def joint_step(net, x, target, *, settings: Iterable, objective: Objective) -> list[tuple[Tensor, Any]]:
+def joint_step(net, x, target, *, settings: Iterable, objective: Objective) -> list[dict[str, Tensor]]:
     """Accumulate the gradients of one batch over several settings of one network: the plain sum of their losses.
 
     The first setting sees the labels; what the others see is the objective's choice. The caller makes one optimizer step
@@ -77,7 +77,7 @@ def joint_step(net, x, target, *, settings: Iterable, objective: Objective) -> l
         target: labels `[N]`, or whatever the objective's loss takes.
 
     Returns:
-        loss and output of every setting, in their order.
+        loss of every setting, and its accuracy where the objective has one, in their order.
     """
     inputs = as_inputs(x)
     follow = None
@@ -89,7 +89,7 @@ def joint_step(net, x, target, *, settings: Iterable, objective: Objective) -> l
         loss.backward()
         if follow is None:
             follow = objective.for_others(output, target)
-        done.append((loss.detach(), tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output)))
+        done.append({"loss": loss.detach(), **objective.accuracy(output, target)})
     return done
 
 
@@ -102,7 +102,7 @@ def sandwich_step(
     objective: Objective,
     generator: torch.Generator,
     uniform: Callable[[float], Any] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Accumulate the gradients of one batch over the widest, the narrowest and random configurations.
 
     Sandwich rule with inplace distillation (US-Nets, sections 3.2 and 3.3): only the widest sees the labels; the others see
@@ -114,8 +114,8 @@ def sandwich_step(
         uniform: the configuration of a ratio, from the grid's `min_ratio` to 1; None draws every group on its own.
 
     Returns:
-        loss of the widest (where it is not trained: of the first), of the narrowest, and the part of the batch that the
-        widest gets right; what is not trained is left out.
+        mean loss of the networks; loss of the widest and of the narrowest, and the part of the batch that the widest gets
+        right, where they are trained.
     """
     settings = [net.full()] if sandwich.max else []
     if sandwich.min:
@@ -124,10 +124,16 @@ def sandwich_step(
         settings.append(uniform(_ratio(net, generator)) if uniform else net.random(generator))
     done = joint_step(net, x, target, settings=settings, objective=objective)
     net.set(net.full())
-    measured = {"loss": done[0][0].item()}
+    measured = {"loss": _mean_loss(done)}
+    if sandwich.max:
+        measured |= {"widest_loss" if key == "loss" else key: value for key, value in done[0].items()}
     if sandwich.min:
-        measured["narrowest_loss"] = done[int(sandwich.max)][0].item()
-    return measured | (objective.accuracy(done[0][1], target) if sandwich.max else {})
+        measured["narrowest_loss"] = done[int(sandwich.max)]["loss"]
+    return measured
+
+
+def _mean_loss(done: list[dict[str, Tensor]]) -> Tensor:
+    return torch.stack([each["loss"] for each in done]).mean()
 
 
 def _ratio(net: Supernet, generator: torch.Generator) -> float:
@@ -135,7 +141,7 @@ def _ratio(net: Supernet, generator: torch.Generator) -> float:
     return low + (1 - low) * torch.rand((), generator=generator).item()
 
 
-def switch_step(net: SwitchableNet, x, target, *, objective: Objective) -> dict[str, float]:
+def switch_step(net: SwitchableNet, x, target, *, objective: Objective) -> dict[str, Tensor]:
     """Accumulate the gradients of one batch over all switches (Slimmable Networks, algorithm 1).
 
     Returns:
@@ -143,16 +149,13 @@ def switch_step(net: SwitchableNet, x, target, *, objective: Objective) -> dict[
     """
     done = joint_step(net, x, target, settings=net.switches, objective=objective)
     net.set(next(iter(net.switches)))
-    measured = {"loss": sum(loss.item() for loss, _ in done) / len(done)}
-    for name, (loss, output) in zip(net.switches, done):
-        measured[f"loss_{name}"] = loss.item()
-        measured |= {f"{key}_{name}": value for key, value in objective.accuracy(output, target).items()}
-    return measured
+    each = {f"{key}_{name}": value for name, row in zip(net.switches, done) for key, value in row.items()}
+    return {"loss": _mean_loss(done), **each}
 
 
-def plain_step(network: nn.Module, x, target, *, objective: Objective) -> dict[str, float]:
+def plain_step(network: nn.Module, x, target, *, objective: Objective) -> dict[str, Tensor]:
     """Accumulate the gradients of one batch for a single network."""
     output = network(*as_inputs(x))
     loss = objective.loss(output, target)
     loss.backward()
-    return {"loss": loss.item(), **objective.accuracy(output, target)}
+    return {"loss": loss.detach(), **objective.accuracy(output, target)}

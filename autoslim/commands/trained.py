@@ -1,5 +1,6 @@
 """Runs of any system, as networks that can be asked for any width."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from autoslim.commands.joint import load_switches
 from autoslim.commands.search import load_supernet
 from autoslim.cost.table import CostTable
 from autoslim.errors import RunError
-from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.slimmable import family
 from autoslim.slimmable.calibrate import calibrate
 from autoslim.slimmable.supernet import Supernet
 from autoslim.slimmable.switchable import SwitchableNet
@@ -21,7 +22,7 @@ from autoslim.spaces import Space
 
 
 @dataclass(frozen=True)
-class Slimmable:
+class TrainedRun:
     """A trained run.
 
     Attributes:
@@ -50,8 +51,28 @@ class Slimmable:
             settings["data"], shape, settings.get("held_out"), settings["seed"], device, settings["skip_corrupt"]
         )
 
+    @property
+    def accuracy_kind(self) -> str:
+        """What a score of this run at some width is, and on which images."""
+        if self.settings.get("held_out") is None:
+            return "accuracy with shared weights, test images"
+        return "supernet estimate, held-out training images"
+
+    def same_but_seed(self) -> str:
+        """Return the settings but the seed and what follows from it, to tell seeds of one training from other trainings."""
+        apart = ("seed", "versions")
+        return json.dumps({key: value for key, value in self.settings.items() if key not in apart}, sort_keys=True)
+
     def bounds(self) -> tuple[float, float]:
-        """Return the lowest and the highest width multiplier that it was trained for."""
+        """Return the lowest and the highest width multiplier that it was trained for.
+
+        Raises:
+            RunError: its configurations are those of no family.
+        """
+        if self.space is None:
+            raise RunError(
+                f"{self.folder} trained configurations of no family, which have no other widths; pass runs of `autoslim train`"
+            )
         if isinstance(self.net, SwitchableNet):
             widths = [float(name) for name in self.net.switches]
             return min(widths), max(widths)
@@ -65,7 +86,7 @@ class Slimmable:
         return low <= width <= high and self.space.train["widths"] == "uniform"
 
 
-def open_run(folder: Path, device: str) -> Slimmable:
+def open_run(folder: Path, device: str) -> TrainedRun:
     """Load the trained network of a run of `autoslim train`, or of a joint retraining.
 
     Raises:
@@ -74,15 +95,15 @@ def open_run(folder: Path, device: str) -> Slimmable:
     settings = runs.read_run(folder)
     if settings["kind"] == "supernet":
         net, space, settings = load_supernet(folder, device)
-        return Slimmable(folder, systems.describe(settings), net, space, settings)
+        return TrainedRun(folder, systems.describe(settings), net, space, settings)
     if settings["kind"] == "switches":
         net, settings = load_switches(folder, device)
         space = settings["space"] and runs.space_from_json(settings["space"])
-        return Slimmable(folder, systems.describe(settings), net, space, settings)
+        return TrainedRun(folder, systems.describe(settings), net, space, settings)
     raise RunError(f"{folder} holds a {settings['kind']}, which has one width; pass runs of `autoslim train`")
 
 
-def at_widths(run: Slimmable, widths: list[float], images: runs.Images) -> Iterator[dict]:
+def at_widths(run: TrainedRun, widths: list[float], images: runs.Images) -> Iterator[dict]:
     """Score a run at width multipliers, BN statistics calibrated at each; those wider than its widest are left out.
 
     A width between the switches of an S-Net takes the weights, scales and biases of the next wider switch.
@@ -90,55 +111,47 @@ def at_widths(run: Slimmable, widths: list[float], images: runs.Images) -> Itera
     Raises:
         RunError: the run's configurations are not those of a family.
     """
-    if run.space is None:
-        raise RunError(
-            f"{run.folder} trained configurations of no family, which have no other widths; pass runs of `autoslim train`"
-        )
+    low, high = run.bounds()
     space = run.space
-    networks = {space.full_width: run.net}
-    if isinstance(run.net, SwitchableNet):
-        networks = {float(name): None for name in run.net.switches}
-    evaluators: dict[float, SupernetEvaluator] = {}
-    for width in sorted(widths, reverse=True):
-        holders = [full for full in networks if full >= width - 1e-9]
-        if not holders:
-            continue
-        full = min(holders)
-        if full not in evaluators:
-            net = networks[full] or _switch_as_supernet(run.net, space, full)
-            evaluators[full] = runs.supernet_evaluator(net, images, space.search)
-        net = evaluators[full].net
-        config = systems.width_config(replace(space, full_width=full), net, width)
-        score = evaluators[full].score(config)
-        cost = CostTable(net).cost(config)
+    holders = sorted(map(float, run.net.switches)) if isinstance(run.net, SwitchableNet) else [high]
+    held, evaluator = None, None
+    for width in sorted((width for width in widths if width <= high + 1e-9), reverse=True):
+        full = min(holder for holder in holders if holder >= width - 1e-9)
+        if full != held:
+            net = _switch_as_supernet(run.net, space, full) if isinstance(run.net, SwitchableNet) else run.net
+            held, evaluator = full, runs.supernet_evaluator(net, images, space.search)
+        config = family.width_config(replace(space, full_width=full), evaluator.net, width)
+        score = evaluator.score(config)
+        cost = CostTable(evaluator.net).cost(config)
         yield {
             "label": run.label, "seed": run.seed, "width": width, "macs": cost.macs, "params": cost.params,
             "error": score.error, "loss": score.loss, "images": score.images, "trained": run.trained_at(width),
+            "kind": run.accuracy_kind,
         }  # fmt: skip
 
 
 def _switch_as_supernet(net: SwitchableNet, space: Space, width: float) -> Supernet:
     device = next(net.parameters()).device
     example = torch.zeros(1, *space.input_shape, device=device)
-    return Supernet(net.materialize(width), example, **space.grid, **runs.group_options(space.grouping()))
+    return Supernet(net.materialize(width), example, **space.grid, **family.group_options(space.grouping()))
 
 
-def views(run: Slimmable, widths: list[float] | None, images: runs.Images) -> Iterator[tuple[str, nn.Module, ChannelConfig]]:
-    """Yield `(name, network, configuration)` with the network set to each of its switches, in eval mode, widest first.
+def views(run: TrainedRun, widths: list[float] | None, images: runs.Images) -> Iterator[tuple[str, nn.Module, ChannelConfig]]:
+    """Yield `(name, network, configuration)` for each switch, widest first; it is one network, set anew before each.
 
     A supernet has no switches: it is set to width multipliers, by default to four over its range, and calibrated at each.
     """
     if isinstance(run.net, SwitchableNet):
         for name, config in run.net.switches.items():
             run.net.set(name)
-            yield name, run.net, config
+            yield f"{name}x" if run.space else name, run.net, config
         return
     low, high = run.bounds()
     rules = run.space.search
     count = rules["calibration_images"]
     calibration = list(images.calibration(count, min(rules["batch_size"], count)))
     for width in widths or [round(high - i * (high - low) / 3, 3) for i in range(4)]:
-        config = systems.width_config(run.space, run.net, width)
+        config = family.width_config(run.space, run.net, width)
         run.net.set(config)
         calibrate(run.net, calibration)
-        yield f"{width:g}", run.net, config
+        yield f"{width:g}x", run.net, config
