@@ -146,6 +146,8 @@ def widths_study(folders: list[Path], widths: list[float] | None, out: Path, dev
     write_csv(out / "widths.csv", rows)
     chance = 1 / max(len(run.settings["classes"]) for run in opened)
     points = [row | {"accuracy": 1 - row["error"]} for row in rows]
+    if min(point["accuracy"] for point in points) > 3 * chance:
+        chance = None  # far below the picture
     draw_widths(out / "widths.png", points, chance=chance, measure=f"top-1 {rows[0]['kind']}")
     return rows
 

@@ -84,10 +84,12 @@ def stage_configs(
     low = net.grid.min_ratio
     if not low < ratio < 1:
         raise ConfigError(f"ratio {ratio:g} is not between {low:g}, the narrowest this supernet was trained for, and 1; pass 0.6")
-    for value in torch.linspace(low, 1, points + 2).tolist():
-        yield None, value, net.uniform(value)
-    for index, (_, names) in enumerate(stages):
-        for value in torch.linspace(low / ratio, 1, points).tolist():
+    for index, names in [(None, ()), *((index, names) for index, (_, names) in enumerate(stages))]:
+        ratios = torch.linspace(low, 1, points + 2) if index is None else torch.linspace(low / ratio, 1, points)
+        last = None
+        for value in ratios.tolist():
             slim = [value * ratio if group.name in names else value for group in net.groups]
             widths = [net.grid.nearest(part * w.full, w.full, w.unit) for part, w in zip(slim, net.widths)]
-            yield index, value, net.make_config(widths)
+            if widths != last:  # the grid may round two ratios to one network
+                yield index, value, net.make_config(widths)
+            last = widths
