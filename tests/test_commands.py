@@ -12,6 +12,7 @@ import pytest
 
 import autoslim
 from autoslim.commands import VERBS, main
+from autoslim.commands.search import load_supernet
 
 ROOT = Path(__file__).parent.parent
 
@@ -199,6 +200,20 @@ def test_a_network_that_cannot_be_traced_is_one_line(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     line = refused(capsys, "inspect", "nets:Net", "--input-shape", "3,8,8")
     assert "nets.py:7" in line and "submodule" in line
+
+
+def test_a_fast_search_with_little_memory(supernet, tmp_path, capsys):
+    target = ("--flops-target", "50%", "--out", tmp_path / "fast")
+    assert run("search", supernet, *target, "--effort", "fast", "--memory-budget", "1M", "--json") == 0
+    documents = json.loads(capsys.readouterr().out)
+    full = autoslim.CostTable(load_supernet(supernet, "cpu")[0]).cost(load_supernet(supernet, "cpu")[0].full()).macs
+    assert documents[0]["cost"]["macs"] <= full / 2
+    assert documents[0]["provenance"]["search"]["effort"] == "fast"
+    rows = pandas.read_csv(tmp_path / "fast" / "trace.csv", keep_default_na=False)
+    assert rows.groupby("step").size().iloc[2] < rows.groupby("step").size().iloc[1]
+    for amount in ("much", "0", "60%"):
+        line = refused(capsys, "search", supernet, *target[:2], "--memory-budget", amount)
+        assert f"--memory-budget {amount!r} is not an amount above 0" in line
 
 
 def test_the_number_of_held_out_images_can_be_chosen(tmp_path, capsys):

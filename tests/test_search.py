@@ -213,7 +213,7 @@ def test_every_candidate_has_a_row_that_pandas_reads(tmp_path):
     net, path = supernet(tricky.Concat), tmp_path / "run" / "trace.csv"
     (point,), asked = run(path, net)
     rows = pd.read_csv(path, keep_default_na=False)
-    assert list(rows) == ["step", "group", "width", "macs", "error", "loss", "images", "picked"]
+    assert list(rows) == ["step", "group", "width", "macs", "error", "loss", "images", "base_error", "base_loss", "picked"]
     assert len(rows) == len(asked) == len(set(asked))
     assert rows.groupby("step")["picked"].sum().eq(1).all()
     table, widths = autoslim.CostTable(net), net.full().widths

@@ -1,6 +1,7 @@
 """What the rest of the toolkit knows about the channels of a network."""
 
 from dataclasses import dataclass
+from math import prod
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class LayerCall:
     layer: str
     factor: int
     axes: tuple[tuple[Run, ...], ...]
+
+    def macs(self, widths) -> int:
+        """Return the multiply-adds when group i has `widths[i]` channels."""
+        return self.factor * prod(sum(run.active(widths) for run in axis) for axis in self.axes)
 
 
 @dataclass(frozen=True)

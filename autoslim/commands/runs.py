@@ -10,7 +10,9 @@ from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
 from autoslim.errors import ConfigError, DataError, RunError
+from autoslim.factories import load_rules
 from autoslim.files import read_json, write_json
+from autoslim.search.engine import step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space, check_table, load_space
@@ -198,10 +200,20 @@ def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEv
 
     It scores on the held-out images; where none are, this is the final evaluation, on the test images.
     """
+    return SupernetEvaluator(net, *_judged_on(images, rules), calibration_images=rules["calibration_images"])
+
+
+def search_evaluator(space: Space, net: Supernet, images: Images, rules: dict, memory_budget: float) -> SupernetEvaluator:
+    """Return what judges the candidates of a search, in parts where the network can be run so."""
+    options = {"calibration_images": rules["calibration_images"], "memory_budget": memory_budget}
+    return step_evaluator(net, *_judged_on(images, rules), rules=load_rules(space.groups["rules"]), **options)
+
+
+def _judged_on(images: Images, rules: dict) -> tuple[Loader, Loader]:
+    """Return what is scored, and what calibrates."""
     count = rules["calibration_images"]
-    calibration = images.calibration(count, min(rules["batch_size"], count))
     scored = images.test if images.search is None else images.search
-    return SupernetEvaluator(net, images.scoring(scored, rules["batch_size"]), calibration, calibration_images=count)
+    return images.scoring(scored, rules["batch_size"]), images.calibration(count, min(rules["batch_size"], count))
 
 
 def with_classes(config: ChannelConfig, classes: int) -> ChannelConfig:

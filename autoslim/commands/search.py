@@ -16,15 +16,24 @@ from autoslim.commands import options
 )  # fmt: skip
 @click.option("--score", type=click.Choice(["error", "loss"]), help="What judges a candidate, in place of the space's.")
 @click.option("--pick", type=click.Choice(["drop", "drop-per-mac"]), help="Which candidate wins, in place of the space's.")
+@click.option(
+    "--effort", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
+    help="exact: score every candidate of every step. fast: those that earlier steps do not speak against, on as many images "
+    "as it takes to tell them apart.",
+)  # fmt: skip
+@click.option(
+    "--memory-budget", metavar="BYTES", default="4G", show_default=True,
+    help="Memory for what the candidates of a step share; with less, more is computed again.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
 @options.json_option
-def search(run, targets, score, pick, out, device, as_json):
+def search(run, targets, score, pick, effort, memory_budget, out, device, as_json):
     """Slim the supernet in RUN greedily and write one configuration a target, with the equal-cost uniform one beside it.
 
     All accuracies are supernet estimates on images held out of training; `autoslim retrain` gives the real ones.
     """
-    found = search_run(run, targets, out=out, score=score, pick=pick, device=device)
+    found = search_run(run, targets, out=out, score=score, pick=pick, effort=effort, memory_budget=memory_budget, device=device)
     if as_json:
         options.print_json([{"path": str(path), **config.to_json()} for path, config in found])
         return
@@ -55,14 +64,16 @@ def load_supernet(run: Path, device: str):
     return net, space, settings
 
 
-def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=None, device: str = "auto"):
+def search_run(
+    run: Path, targets, *, out: Path | None = None, score=None, pick=None, effort="exact", memory_budget="4G", device="auto"
+):
     """Search in a run folder; returns (path, configuration) pairs: the found ones, each followed by its uniform equal."""
     from dataclasses import replace
 
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
     from autoslim.cost.table import CostTable
-    from autoslim.cost.targets import check_targets, format_amount
+    from autoslim.cost.targets import check_targets, format_amount, parse_amount
     from autoslim.errors import RunError
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
@@ -73,7 +84,8 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
     net, space, settings = load_supernet(run, device)
     table = CostTable(net)
     wanted = check_targets(targets, table.cost(net.full()).macs, table.cost(net.narrowest()).macs)
-    rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}
+    rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}, "effort": effort}
+    budget = parse_amount(memory_budget, 0, "--memory-budget")
     if settings["held_out"] is None:
         raise RunError(
             f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
@@ -101,7 +113,7 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
         "images": len(images.search),
     }
     runs.write_run(out, "search", **provenance)
-    evaluator = runs.supernet_evaluator(net, images, rules)
+    evaluator = runs.search_evaluator(space, net, images, rules, budget)
     trace = SearchTrace(out / "trace.csv")
     provenance |= {"versions": runs.versions(), "retrain": space.retrain}
     if space.width_argument and space.full_width >= 1:
@@ -114,7 +126,14 @@ def search_run(run: Path, targets, *, out: Path | None = None, score=None, pick=
 
     found, uniforms = [], uniform_family(space, net)
     for point in greedy_search(
-        net, targets={"macs": wanted}, score=rules["score"], pick=rules["pick"], evaluator=evaluator, trace=trace, progress=True
+        net,
+        targets={"macs": wanted},
+        score=rules["score"],
+        pick=rules["pick"],
+        effort=effort,
+        evaluator=evaluator,
+        trace=trace,
+        progress=True,
     ):
         name = format_amount(point.target)
         target = {"macs": point.target}

@@ -8,8 +8,8 @@ from autoslim.errors import TargetError
 _SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
-def parse_amount(text: str | float, full: float) -> float:
-    """Return an amount as a number; `60%` is a part of `full`.
+def parse_amount(text: str | float, full: float, what: str = "target") -> float:
+    """Return an amount as a number; `60%` is a part of `full` (0: there are no parts). Errors name it by `what`.
 
     Raises:
         TargetError: the text is no positive amount.
@@ -19,8 +19,8 @@ def parse_amount(text: str | float, full: float) -> float:
         number = float(match[1]) if match else 0.0
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise TargetError(f"target {text!r} is not an amount above 0; write it as 300M, 1.2G, 300e6 or 60%")
+    if not 0 < number < float("inf") or (match[2] == "%" and not full):
+        raise TargetError(f"{what} {text!r} is not an amount above 0; write it as 300M, 1.2G, 300e6 or 60%")
     return number / 100 * full if match[2] == "%" else number * _SUFFIX[match[2]]
 
 

@@ -20,6 +20,7 @@ class Candidate:
         macs: multiply-adds of the candidate.
         error, loss: the supernet's estimate on the search images.
         images: how many images that is.
+        base_error, base_loss: the estimate of what the candidate was narrowed from, on the same images.
     """
 
     step: int
@@ -29,6 +30,12 @@ class Candidate:
     error: float
     loss: float
     images: int
+    base_error: float
+    base_loss: float
+
+    def increase(self, score: str) -> float:
+        """Return by how much the "error" or the "loss" is above that of what was narrowed."""
+        return getattr(self, score) - getattr(self, f"base_{score}")
 
 
 COLUMNS = [*(field.name for field in fields(Candidate)), "picked"]
@@ -117,7 +124,7 @@ def _read(path: Path) -> tuple[list[tuple[Candidate, bool]], bool]:
     if next(reader, None) != COLUMNS:
         raise RunError(f"{path} is not a search trace (columns {','.join(COLUMNS)}); move it away or search into another folder")
     rows = []
-    kinds = [int, str, int, int, float, float, int]
+    kinds = [int, str, int, int, float, float, int, float, float]
     try:
         for cells in reader:
             values = [kind(cell) for kind, cell in zip(kinds, cells[:-1], strict=True)]

@@ -32,7 +32,7 @@ class _Moments:
         self.count = total
 
 
-class _Measure(TorchFunctionMode):
+class Measure(TorchFunctionMode):
     """Normalises by batch statistics wherever kept ones would be used, and collects them; layers and functions alike."""
 
     def __init__(self):
@@ -80,7 +80,7 @@ def calibrate(network: nn.Module, batches: Iterable) -> nn.Module:
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     seen = 0
-    with eval_mode(network), _Measure() as measure:
+    with eval_mode(network), Measure() as measure:
         for batch in batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             network(*as_inputs(to_device(x, device)))

@@ -25,6 +25,7 @@ class ActiveAxis:
     """One channel axis of a tensor: which of its elements are active at the current widths."""
 
     def __init__(self, runs: tuple[Run, ...], widths: list[Width]):
+        self.runs = runs
         self._runs = [(run, widths[run.group] if run.group is not None else None) for run in runs]
         self._cache: dict[tuple, Tensor] = {}
         self.full = sum(run.size for run in runs)

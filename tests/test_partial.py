@@ -1,0 +1,81 @@
+"""A network run in parts: against the whole network, at every group."""
+
+import pytest
+import torch
+from all_cases import ALL_CASES
+from torch.utils._pytree import tree_leaves
+from tricky import randomized
+
+import autoslim
+from autoslim.channels.trace import as_inputs
+from autoslim.search.engine import PartialEvaluator
+from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.partial import NotPartial, PartialNet
+
+
+def supernet(kind):
+    torch.manual_seed(0)
+    inputs = kind.inputs(3)
+    return autoslim.Supernet(randomized(kind()), inputs, divisor=1, steps=4), as_inputs(inputs)
+
+
+def narrower(net, base, name):
+    widths = dict(base.widths)
+    choices = net.choices[name]
+    position = choices.index(widths[name])
+    return net.make_config([choices[position - 1] if n == name else w for n, w in widths.items()]) if position else None
+
+
+@pytest.mark.parametrize("kind", ALL_CASES, ids=lambda kind: kind.__name__)
+def test_a_rerun_is_the_whole_network_at_the_narrower_width(kind):
+    net, inputs = supernet(kind)
+    try:
+        partial = PartialNet(net, inputs)
+    except NotPartial:
+        pytest.skip("not run in parts")
+    net.eval()
+    for base in (net.full(), net.random(torch.Generator().manual_seed(1))):
+        with torch.no_grad(), partial.ready():
+            net.set(base)
+            values = partial.run(inputs)
+            whole = net(*inputs)
+            for name in base.widths:
+                config = narrower(net, base, name)
+                if config is None:
+                    continue
+                net.set(config)
+                expected, found = net(*inputs), partial.again(name, values)
+                for a, b in zip(tree_leaves(expected), tree_leaves(found), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            net.set(base)
+            for a, b in zip(tree_leaves(whole), tree_leaves(partial.output(values)), strict=True):
+                torch.testing.assert_close(a, b)
+
+
+SPATIAL = {"UNet", "Pyramid", "SharedHead"}
+CLASSIFIERS = [kind for kind in ALL_CASES if kind.shapes == ((3, 8, 8),) and kind.__name__ not in SPATIAL]
+
+
+@pytest.mark.parametrize("budget", [4e9, 1.0], ids=["in parts", "no memory"])
+@pytest.mark.parametrize("kind", CLASSIFIERS, ids=lambda kind: kind.__name__)
+def test_the_scores_of_a_step_are_those_of_its_candidates(kind, budget):
+    net, _ = supernet(kind)
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in (8, 5)]
+    calibration = [(torch.randn(n, 3, 8, 8, generator=generator), None) for n in (6, 4)]
+    try:
+        parts = PartialEvaluator(net, data, calibration, memory_budget=budget)
+    except NotPartial:
+        pytest.skip("not run in parts")
+    whole = SupernetEvaluator(net, data, calibration)
+    for base in (net.full(), net.random(torch.Generator().manual_seed(1))):
+        candidates = {name: narrower(net, base, name) for name in base.widths}
+        candidates = {name: config for name, config in candidates.items() if config}
+        found, expected = parts.score_step(base, candidates), {name: whole.score(config) for name, config in candidates.items()}
+        assert list(found) == list(candidates)
+        for name, score in expected.items():
+            assert found[name].score.images == 13
+            assert (found[name].score.error, found[name].score.loss) == pytest.approx((score.error, score.loss), rel=1e-4)
+        before = whole.score(base)
+        if candidates:
+            assert (found[name].base.error, found[name].base.loss) == pytest.approx((before.error, before.loss), rel=1e-4)
