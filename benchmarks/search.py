@@ -30,7 +30,9 @@ def main():
     parser.add_argument("--pixels", type=int, default=96)
     parser.add_argument("--images", type=int, default=128, help="random images to score; a quarter as many calibrate")
     parser.add_argument("--steps", type=int, default=4, help="steps of the descent with random weights")
-    parser.add_argument("--target", default="50%", help="multiply-adds to descend to, of a trained run")
+    parser.add_argument("--target", default="50%", help="multiply-adds to descend to, of a trained run: 75%%,50%%")
+    parser.add_argument("--score", choices=["error", "loss"], default="loss")
+    parser.add_argument("--pick", choices=["drop", "drop-per-mac"], default="drop")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if (args.space is None) == (args.run is None):
@@ -86,7 +88,7 @@ def drawn(args):
     x = torch.randn(args.images, 3, args.pixels, args.pixels, generator=generator)
     batches = list(zip(x.split(32), torch.randint(0, 10, (args.images,), generator=generator).split(32)))
     calibration = batches[: max(1, len(batches) // 4)]
-    return net, batches, calibration, None, {"steps": args.steps, "score": "loss", "pick": "drop"}
+    return net, batches, calibration, None, {"steps": args.steps, "score": args.score, "pick": args.pick}
 
 
 def trained(args):
@@ -94,10 +96,11 @@ def trained(args):
     net, space, settings = load_supernet(args.run, "cpu")
     images = runs.load_images(settings["data"], space.input_shape, settings["held_out"], settings["seed"], torch.device("cpu"))
     rules = space.search
-    scored, calibration = runs._judged_on(images, rules)
-    scored, calibration = list(scored), list(calibration)
+    count = rules["calibration_images"]
+    scored = list(images.scoring(images.search, rules["batch_size"]))
+    calibration = list(images.calibration(count, min(count, rules["batch_size"])))
     fresh = SupernetEvaluator(net, images.scoring(images.test, rules["batch_size"]), calibration)
-    return net, scored, calibration, fresh, {"targets": [args.target], "score": rules["score"], "pick": rules["pick"]}
+    return net, scored, calibration, fresh, {"targets": args.target.split(","), "score": args.score, "pick": args.pick}
 
 
 if __name__ == "__main__":

@@ -41,10 +41,12 @@ class Race:
         savings: what every candidate saves; 1 for all where the score alone decides.
         z: standard errors.
         least: images before the first decision.
+        batch: images between decisions.
     """
 
-    def __init__(self, score: str, savings: Mapping[str, float], *, z: float = 3.0, least: int = 256):
+    def __init__(self, score: str, savings: Mapping[str, float], *, z: float = 3.0, least: int = 256, batch: int = 256):
         self._score, self._savings, self._z, self._least = score, savings, z, least
+        self.batch = batch
 
     def going_on(self, costs: Mapping[str, dict[str, Tensor]]) -> list[str]:
         """Return the candidates to score on more images."""
@@ -120,7 +122,7 @@ class PartialEvaluator(SupernetEvaluator):
                     net.set(candidates[name])
                     with measures[name]:
                         self._again(name, values, x)
-            for x, target in self._small_batches():
+            for x, target in self._small_batches(self._most if race is None else min(self._most, race.batch)):
                 net.set(base)
                 of_base.store()
                 values = self._run(x)
@@ -137,9 +139,9 @@ class PartialEvaluator(SupernetEvaluator):
         found = {name: seen[name].score() for name in candidates}
         return {name: StepScore(found[name], seen[""].score(found[name].images)) for name in candidates}
 
-    def _small_batches(self):
+    def _small_batches(self, most: int):
         for x, target in self._images:
-            size = self._most if self._alone else len(target)
+            size = most if self._alone else len(target)
             for start in range(0, len(target), size):
                 yield _part(x, start, start + size), target[start : start + size]
 

@@ -68,6 +68,7 @@ class PartialNet:
             self._again[group.name] = [i for i in changed if i not in leading]
             self._leading[group.name] = leading
         self._kept = self._needed()
+        self._dying = self._last_reads()
         self.bytes = self._bytes(traced.batch_size)
         self._calls: dict[str, list] = {}
         for call in net.channels.calls:
@@ -141,13 +142,19 @@ class PartialNet:
     def _needed(self) -> set[int]:
         """Return the operations whose values a later `again` may read."""
         needed: set[int] = set()
-        for name, again in self._again.items():
-            own, leading = set(again), self._leading[name]
+        for again in self._again.values():
+            own = set(again)
             needed |= {j for i in again for j in self._sources[i] if j not in own}
-            if self._output not in own:
-                needed.add(self._output)
-            needed -= leading - needed
-        return needed
+        return needed | {self._output}
+
+    def _last_reads(self) -> dict[int, list[int]]:
+        """Return for every operation whose values nothing reads after it, nor any later `again`."""
+        last = {j: i for i, sources in enumerate(self._sources) for j in sources}
+        dying: dict[int, list[int]] = {}
+        for j, i in last.items():
+            if j not in self._kept:
+                dying.setdefault(i, []).append(j)
+        return dying
 
     def _bytes(self, examples: int) -> int:
         """Return the bytes of the kept values of one example at full width; what shares its memory is counted once."""
@@ -192,17 +199,9 @@ class PartialNet:
         """Run the network at the widths that are set; returns the values that `again` may read."""
         given = (leaf for leaf in tree_leaves(as_inputs(inputs)) if isinstance(leaf, Tensor))
         values: dict[int, object] = {}
-        last: dict[int, list[int]] = {}
-        for i, sources in enumerate(self._sources):
-            for j in sources:
-                last[j] = [i]
-        dying: dict[int, list[int]] = {}
-        for j, (i,) in last.items():
-            if j not in self._kept and j != self._output:
-                dying.setdefault(i, []).append(j)
         for i, node in enumerate(self._nodes):
             values[i] = next(given) if node.op == "placeholder" else self._run(i, values.__getitem__)
-            for j in dying.get(i, ()):
+            for j in self._dying.get(i, ()):
                 del values[j]
         return values
 
@@ -218,7 +217,7 @@ class PartialNet:
 
         for i in self._again[group]:
             made[i] = self._run(i, value)
-        return made.get(self._output, values.get(self._output))
+        return made[self._output] if self._output in made else values[self._output]
 
     def output(self, values: Mapping[int, object]):
         """Return the network's output among the values of a run."""
