@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+import tricky
 from all_cases import ALL_CASES
+from torch import nn
 from torch.utils._pytree import tree_leaves
 from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
-from autoslim.search.engine import PartialEvaluator
+from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.partial import NotPartial, PartialNet
 
@@ -79,3 +81,35 @@ def test_the_scores_of_a_step_are_those_of_its_candidates(kind, budget):
         before = whole.score(base)
         if candidates:
             assert (found[name].base.error, found[name].base.loss) == pytest.approx((before.error, before.loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [tricky.Residual, tricky.Untraceable])
+def test_no_more_calibration_batches_are_read_than_are_used(kind):
+    net, _ = supernet(kind)
+
+    def endless():
+        while True:
+            yield torch.randn(8, 3, 8, 8), None
+
+    images = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))]
+    assert isinstance(step_evaluator(net, images, endless(), calibration_images=20), SupernetEvaluator)
+
+
+def test_a_network_that_cannot_be_followed_is_run_whole(caplog):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1))
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.body(x)
+            return self.head(x.mean((2, 3)) if x.sum() > -1e9 else x.amax((2, 3)))
+
+    net = autoslim.Supernet(Branches(), torch.randn(2, 3, 8, 8), divisor=1)
+    images = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))]
+    with caplog.at_level("INFO"):
+        assert type(step_evaluator(net, images, images)) is SupernetEvaluator
+    assert "every candidate is run whole" in caplog.text
+    (point,) = autoslim.greedy_search(net, images, images, targets={"macs": ["80%"]}, effort="fast", score="loss")
+    assert point.score.images == 4

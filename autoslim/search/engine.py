@@ -192,13 +192,12 @@ def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEva
         net, images, calibration: see `SupernetEvaluator`.
         options: `calibration_images`, `rules` and `memory_budget`.
     """
-    images, calibration = list(images), list(calibration)
+    whole = SupernetEvaluator(net, images, calibration, calibration_images=options.get("calibration_images", 1024))
     try:
-        return PartialEvaluator(net, images, calibration, **options)
+        return PartialEvaluator(net, whole._images, whole._calibration, **options)
     except NotPartial as error:
         log.info("every candidate is run whole: %s", error)
-        count = options.get("calibration_images", 1024)
-        return SupernetEvaluator(net, images, calibration, calibration_images=count)
+        return whole
 
 
 def _part(x, start: int, end: int):
