@@ -95,7 +95,7 @@ def test_the_path_shows_ratios_and_marks():
 
 def test_a_spectrum_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "spectrum.csv"
-    write_spectrum(path, [(10, Score(0.5, 1.0, 100))], [Candidate(0, "", 0, 20, 0.25, 0.7, 100)])
+    write_spectrum(path, [(10, Score(0.5, 1.0, 100))], [Candidate(0, "", 0, 20, 0.25, 0.7, 100, 0.25, 0.7)])
     assert spectrum.read_spectrum(path) == ([(10, 0.5)], [(20, 0.75)])
     path.write_text(path.read_text()[:-9] + "x,1,1\n")
     with pytest.raises(RunError, match="line 3 is damaged"):
