@@ -70,6 +70,7 @@ class PartialNet:
         self._kept = self._needed()
         self._dying = self._last_reads()
         self.bytes = self._bytes(traced.batch_size)
+        self._macs: dict[tuple, int] = {}
         self._calls: dict[str, list] = {}
         for call in net.channels.calls:
             self._calls.setdefault(call.layer, []).append(call)
@@ -239,10 +240,14 @@ class PartialNet:
 
     def macs(self, group: str | None = None) -> int:
         """Return the multiply-adds of one example, at the widths that are set: of all operations, or of those run again."""
-        widths = [w.value for w in self.net.widths]
-        rows = range(len(self._nodes)) if group is None else self._again[group]
-        layers = [self._nodes[i].target for i in rows if self._nodes[i].op == "call_module"]
-        return sum(call.macs(widths) for layer in layers for call in self._calls.get(layer, ()))
+        key = (group, *(w.value for w in self.net.widths))
+        if key not in self._macs:
+            if len(self._macs) > 1000:
+                self._macs.clear()
+            rows = range(len(self._nodes)) if group is None else self._again[group]
+            layers = [self._nodes[i].target for i in rows if self._nodes[i].op == "call_module"]
+            self._macs[key] = sum(call.macs(key[1:]) for layer in layers for call in self._calls.get(layer, ()))
+        return self._macs[key]
 
 
 def _axes(layer: nn.Module) -> dict[str, Sequence[ActiveAxis | None]]:
@@ -259,7 +264,9 @@ def _groups(rows) -> set[int]:
 def _writes(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
-    return node.op == "call_function" and (node.target in _WRITERS or bool(node.kwargs.get("inplace")) or "out" in node.kwargs)
+    return node.op == "call_function" and (
+        node.target in _WRITERS or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+    )
 
 
 def _close(a, b) -> bool:
