@@ -11,27 +11,11 @@ import pandas
 import pytest
 
 import autoslim
-from autoslim.commands import VERBS, main
+from autoslim.commands import VERBS
 from autoslim.commands.search import load_supernet
+from cli import refused, run
 
 ROOT = Path(__file__).parent.parent
-
-
-def run(*args) -> int:
-    try:
-        main([str(a) for a in args])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def refused(capsys, *args, code=1) -> str:
-    assert run(*args) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = [line for line in err.splitlines() if line]
-    assert lines[-1].startswith("autoslim: ")
-    return lines[-1]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from tricky import randomized
 import autoslim
 from autoslim.channels.grid import Grid
 from autoslim.channels.layer_lists import ListOrder
-from autoslim.commands import main
 from autoslim.commands.import_ import import_config
 from autoslim.commands.profile import full_cost, plain_costs
 from autoslim.commands.retrain import load_network
@@ -22,6 +21,7 @@ from autoslim.models import mnasnet, resnet50, shufflenet
 from autoslim.slimmable.family import width_config
 from autoslim.slimmable.materialize import example_input
 from autoslim.spaces import find_config, load_space, published_configs
+from cli import printed, run
 
 # MACs of conv and linear layers, the same with average pooling, parameters of conv and linear layers, of batch norms.
 UNIFORM = {
@@ -95,19 +95,6 @@ SEARCHED = {
 }
 GROUPS = {"mobilenet_v1": 14, "mobilenet_v2": 25, "mnasnet": 25, "resnet50": 37, "shufflenet": 17}
 CIFAR_SPACES = ["mobilenet_v1_cifar", "mobilenet_v2_cifar", "mnasnet_cifar", "resnet50_cifar", "shufflenet_cifar"]
-
-
-def run(*args) -> int:
-    try:
-        main([str(a) for a in args])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def printed(capsys, *args) -> dict:
-    assert run(*args, "--json") == 0
-    return json.loads(capsys.readouterr().out)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from tricky import randomized
 
 import autoslim
 from autoslim.channels.config import ChannelConfig
-from autoslim.commands import main, runs, systems
+from autoslim.commands import runs, systems
 from autoslim.commands.joint import build_switches, load_switches
 from autoslim.commands.retrain import load_network
 from autoslim.commands.trained import open_run
@@ -22,27 +22,12 @@ from autoslim.sandwich import Sandwich
 from autoslim.search.stages import find_stages, stage_configs
 from autoslim.slimmable import family
 from autoslim.spaces import find_config, load_space
+from cli import refused, run
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 Y = torch.tensor([0, 1, 2, 3, 4, 0])
 # Narrow enough for a test; every family keeps several choices in most groups.
 FAMILIES = {"mobilenet_v1": 0.5, "mobilenet_v2": 0.5, "mnasnet": 0.5, "resnet50": 0.25, "shufflenet": 1.0}
-
-
-def run(*args) -> int:
-    try:
-        main([str(a) for a in args])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def refused(capsys, *args, code=1) -> str:
-    capsys.readouterr()
-    assert run(*args) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    return err.splitlines()[-1]
 
 
 def seen_configs(net, count=1, **options):
