@@ -286,6 +286,10 @@ def test_stages_and_calibration_are_studied(trained, tmp_path, capsys):
     assert len(rows) == 3
     assert sum(row["error_after"] for row in rows) < sum(row["error_before"] for row in rows)
     assert "not trained at nonuniform widths" in refused(capsys, "study", "stages", trained / "us", "--out", tmp_path)
+    short = ("--data", "digits", "--epochs", 1, "--seed", 1, "--device", "cpu")
+    assert run("train", "digits_cnn", "--system", "nonuniform-us-net", "--out", tmp_path / "other", *short) == 0
+    line = refused(capsys, "study", "stages", trained / "n", tmp_path / "other", "--out", tmp_path / "y")
+    assert "differ in more than their seed" in line and not (tmp_path / "y").exists()
     assert "switches with statistics" in refused(capsys, "study", "calibration", trained / "s", "--out", tmp_path)
 
 

@@ -204,10 +204,15 @@ def stages_study(folders: list[Path], ratio: float, points: int, device: str) ->
     from autoslim.slimmable.supernet import Supernet
 
     read, rows = {}, []
-    for run in _labelled([open_run(folder, device) for folder in folders]):
-        folder = run.folder
+    opened = _labelled([open_run(folder, device) for folder in folders])
+    for run in opened:
         if not isinstance(run.net, Supernet) or run.space.train["widths"] != "nonuniform":
-            raise RunError(f"{folder} was not trained at nonuniform widths; train it with --system nonuniform-us-net or autoslim")
+            raise RunError(
+                f"{run.folder} was not trained at nonuniform widths; train it with --system nonuniform-us-net or autoslim"
+            )
+        if run.same_but_seed() != opened[0].same_but_seed():
+            raise RunError(f"{opened[0].folder} and {run.folder} differ in more than their seed; study them apart")
+    for run in opened:
         images = _images(run, read)
         evaluator = runs.supernet_evaluator(run.net, images, run.space.search)
         example = torch.zeros(1, *run.space.input_shape, device=images.device)

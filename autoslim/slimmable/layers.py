@@ -26,13 +26,13 @@ class ActiveAxis:
 
     def __init__(self, runs: tuple[Run, ...], widths: list[Width]):
         self.runs = runs
-        self._runs = [(run, widths[run.group] if run.group is not None else None) for run in runs]
+        self._widths = [widths[run.group] if run.group is not None else None for run in runs]
         self._cache: dict[tuple, Tensor] = {}
         self.full = sum(run.size for run in runs)
 
     def parts(self) -> list[int]:
         """Return the active elements of each run."""
-        return [run.size if w is None else w.value * run.share[0] // run.share[1] for run, w in self._runs]
+        return [run.size if w is None else w.value * run.share[0] // run.share[1] for run, w in zip(self.runs, self._widths)]
 
     def active(self) -> int:
         """Return the number of active elements."""
@@ -56,7 +56,7 @@ class ActiveAxis:
             if len(self._cache) >= 64:
                 self._cache.clear()
             starts, start = [], 0
-            for run, _ in self._runs:
+            for run in self.runs:
                 starts.append(start)
                 start += run.size
             # An index made while evaluating must serve training too.
