@@ -45,7 +45,7 @@ def main():
         ("exact", PartialEvaluator, "exact"),
         ("fast", PartialEvaluator, "fast"),
     ):
-        evaluator = kind(net, images, calibration)
+        evaluator = kind(net, list(images), list(calibration))
         trace = autoslim.SearchTrace()
         started = time.perf_counter()
         points = descend(net, evaluator, trace, effort, options)
@@ -96,9 +96,7 @@ def trained(args):
     net, space, settings = load_supernet(args.run, "cpu")
     images = runs.load_images(settings["data"], space.input_shape, settings["held_out"], settings["seed"], torch.device("cpu"))
     rules = space.search
-    count = rules["calibration_images"]
-    scored = list(images.scoring(images.search, rules["batch_size"]))
-    calibration = list(images.calibration(count, min(count, rules["batch_size"])))
+    scored, calibration = map(list, runs.judged_on(images, rules))
     fresh = SupernetEvaluator(net, images.scoring(images.test, rules["batch_size"]), calibration)
     return net, scored, calibration, fresh, {"targets": args.target.split(","), "score": args.score, "pick": args.pick}
 

@@ -1,12 +1,15 @@
 """Searches that do not evaluate every candidate on every image."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import tricky
 from tricky import randomized
 
 import autoslim
-from autoslim.search.engine import PartialEvaluator, Race
+from autoslim.search.contest import ExactContest, Race, Step
+from autoslim.search.engine import PartialEvaluator
 from autoslim.search.lazy import Everyone, Lazy
 from autoslim.search.trace import Candidate
 
@@ -23,59 +26,184 @@ def data(count, seed, size=16):
     ]
 
 
-class Asked:
-    """Answers with given increases of the loss, and remembers what it was asked."""
+class Known:
+    """A contest with known increases of the loss, that remembers who entered."""
 
-    def __init__(self, increases):
-        self.increases, self.asked = increases, []
+    def __init__(self, step, increases):
+        self.step, self.increases, self.entered = step, increases, []
 
-    def __call__(self, names):
-        self.asked.append(list(names))
-        return {n: Candidate(1, n, 8, 100, 0.5, 1.0 + self.increases[n], 10, 0.5, 1.0) for n in names}
+    def enter(self, names):
+        self.entered.append(list(names))
+
+    @property
+    def best_value(self):
+        return min((self.step.value(n, self.increases[n]) for names in self.entered for n in names), default=float("inf"))
 
 
-ONES = dict.fromkeys("abcd", 1.0)
+def run(strategy, number, increases, savings=None):
+    """Let a strategy choose who enters, and learn from it; returns who did, in order."""
+    savings = savings or dict.fromkeys(increases, 1.0)
+    score = autoslim.Score(0.5, 1.0, 10)
+    step = Step(None, score, dict.fromkeys(increases), savings, dict.fromkeys(increases, 1), "loss", None)
+    contest = Known(step, increases)
+    strategy.run(number, step, contest)
+    entered = [name for names in contest.entered for name in names]
+    strategy.learn(Candidate(number, n, 8, 100, 0.5, 1.0 + increases[n], 10, 0.5, 1.0) for n in entered)
+    return contest.entered
 
 
 def test_the_first_step_asks_for_all_and_later_ones_in_the_order_of_what_it_cost():
     lazy = Lazy("loss", at_once=1)
-    asked = Asked({"a": 0.4, "b": 0.1, "c": 0.2, "d": 0.3})
-    assert len(lazy.candidates(1, ONES, asked)) == 4 and asked.asked == [["a", "b", "c", "d"]]
-    asked = Asked({"a": 0.4, "b": 0.25, "c": 0.22, "d": 0.3})  # b rose above c's old 0.2, c above nothing
-    assert [c.group for c in lazy.candidates(2, ONES, asked)] == ["b", "c"]
-    asked = Asked({"a": 0.4, "b": 0.25, "c": 0.22, "d": 0.3})
-    assert [c.group for c in lazy.candidates(3, ONES, asked)] == ["c"]  # the new 0.22 is known, and is still the least
+    assert run(lazy, 1, {"a": 0.4, "b": 0.1, "c": 0.2, "d": 0.3}) == [["a", "b", "c", "d"]]
+    # b rose above c's old 0.2, c above nothing
+    assert run(lazy, 2, {"a": 0.4, "b": 0.25, "c": 0.22, "d": 0.3}) == [["b"], ["c"]]
+    # the new 0.22 is known, and is still the least
+    assert run(lazy, 3, {"a": 0.4, "b": 0.25, "c": 0.22, "d": 0.3}) == [["c"]]
 
 
 def test_what_is_saved_divides_what_it_costs():
     lazy = Lazy("loss", at_once=1)
     savings = {"a": 10.0, "b": 1.0}
-    lazy.candidates(1, savings, Asked({"a": 0.4, "b": 0.1}))
-    asked = Asked({"a": 0.4, "b": 0.1})
-    assert [c.group for c in lazy.candidates(2, savings, asked)] == ["a"]
+    run(lazy, 1, {"a": 0.4, "b": 0.1}, savings)
+    assert run(lazy, 2, {"a": 0.4, "b": 0.1}, savings) == [["a"]]
 
 
 def test_all_are_asked_again_on_schedule_and_a_new_group_at_once():
     lazy = Lazy("loss", refresh=3, at_once=1)
-    asked = Asked({"a": 0.4, "b": 0.1, "c": 0.2, "d": 0.3})
-    some = dict.fromkeys("abc", 1.0)
-    for step in range(1, 5):
-        lazy.candidates(step, some if step < 3 else ONES, asked)
-    assert asked.asked == [["a", "b", "c"], ["b"], ["d"], ["b"], ["a", "b", "c", "d"]]
+    known = {"a": 0.4, "b": 0.1, "c": 0.2}
+    assert run(lazy, 1, known) == [["a", "b", "c"]] and run(lazy, 2, known) == [["b"]]
+    known["d"] = 0.3
+    assert run(lazy, 3, known) == [["d"], ["b"]] and run(lazy, 4, known) == [["a", "b", "c", "d"]]
+
+
+def test_an_exact_search_asks_for_all_the_one_that_an_earlier_step_speaks_for_first():
+    everyone = Everyone("loss")
+    known = {"a": 0.4, "b": 0.1, "c": 0.2}
+    assert run(everyone, 1, known) == [["a", "b", "c"]] and run(everyone, 2, known) == [["b"], ["a", "c"]]
+
+
+# Contests in parts ---------------------------------------------------------------------
+
+
+class Scripted:
+    """Stands in for the evaluator of a contest: losses and mistakes by image are given."""
+
+    class Entry:
+        def __init__(self, rows, size):
+            self.rows, self.size, self.seen = rows, size, {}
+
+        def values(self, batches):
+            return self.rows[:, : batches * self.size]
+
+        def score(self, batches):
+            error, loss = self.values(batches).mean(dim=1).tolist()
+            return autoslim.Score(error, loss, batches * self.size)
+
+    def __init__(self, losses, size=10, ranks=1):
+        rows = {name: torch.stack([(loss > 1).double(), loss]) for name, loss in losses.items()}
+        self.entries = {name: self.Entry(row, size) for name, row in rows.items()}
+        self.base = self.entries.pop("")
+        self.images = rows[""].shape[1]
+        self.batches = [(None, torch.zeros(size))] * (self.images // size)
+        self.ranks = SimpleNamespace(count=ranks)
+        self.looked = dict.fromkeys(self.entries, 0)
+
+    def calibrated(self, configs):
+        return {name: self.entries[name] for name in configs}
+
+    def look(self, judged, batches):
+        for name in judged:
+            self.looked[name] = max(self.looked[name], max(batches) + 1)
+
+    def advance(self, group, winner):
+        self.advanced = group
+
+
+def contest_of(kind, losses, score="loss", savings=None, ranks=1, **options):
+    evaluator = Scripted(losses, ranks=ranks)
+    names = list(evaluator.entries)
+    savings = savings or dict.fromkeys(names, 1.0)
+    step = Step(None, None, dict.fromkeys(names), savings, dict.fromkeys(names, 1), score, None)
+    return kind(evaluator, step, **options), evaluator
+
+
+@pytest.mark.parametrize("score", ["error", "loss"])
+@pytest.mark.parametrize("seed", range(8))
+def test_bounds_find_the_best_of_all_images_without_running_all(seed, score):
+    generator = torch.Generator().manual_seed(seed)
+    # Few images cost nearly all, and come first; some candidates tie.
+    base = torch.rand(400, generator=generator).double().sort(descending=True).values ** 4 * 5
+    losses = {"": base}
+    for index, name in enumerate("abcdefgh"):
+        losses[name] = (base + 0.1 * torch.rand(400, generator=generator).double() * base + 0.01 * (index // 2)).clamp(min=0)
+    savings = {name: 1.0 + i % 3 for i, name in enumerate("abcdefgh")}
+    row = ("error", "loss").index(score)
+    contest, evaluator = contest_of(ExactContest, losses, score, savings)
+    worth = {}
+    for name, entry in evaluator.entries.items():
+        worth[name] = ((entry.rows[row].mean() - evaluator.base.rows[row].mean()) / savings[name]).item()
+    for first in ("a", "h"):
+        contest, evaluator = contest_of(ExactContest, losses, score, savings)
+        contest.enter([first])
+        contest.enter([name for name in "abcdefgh" if name != first])
+        judged = contest.close()
+        assert worth[contest.best] == pytest.approx(min(worth.values())) and evaluator.advanced == contest.best
+        assert judged[contest.best].score.images == 400 and all(each.certainty == 1 for each in judged.values())
+        assert min(evaluator.looked.values()) < 40 and evaluator.looked[first] == 40
+
+
+def test_a_tie_that_loses_is_not_run_to_the_end():
+    base = torch.cat([torch.full((100,), 2.0), torch.zeros(300)]).double()
+    contest, evaluator = contest_of(ExactContest, {"": base, "a": base, "b": base}, "error")
+    contest.enter(["a"])
+    contest.enter(["b"])
+    assert contest.best == "a" and evaluator.looked == {"a": 40, "b": 10}
 
 
 def test_who_is_worse_than_chance_explains_leaves_the_race():
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(400, generator=generator).double()
-    costs = {"best": noise, "close": noise + 0.01 * torch.randn(400, generator=generator), "worse": noise + 0.5}
-    both = {name: {"loss": value, "error": value} for name, value in costs.items()}
-    ones = dict.fromkeys(costs, 1.0)
-    assert Race("loss", ones).going_on(both) == ["best", "close"]
-    assert Race("loss", ones, least=500).going_on(both) == list(costs)
-    # What it saves makes up for what it costs.
-    costs = {"dear": {"loss": torch.full((300,), 0.5).double()}, "cheap": {"loss": torch.full((300,), 0.1).double()}}
-    assert Race("loss", {"dear": 1.0, "cheap": 1.0}).going_on(costs) == ["cheap"]
-    assert Race("loss", {"dear": 10.0, "cheap": 1.0}).going_on(costs) == ["dear"]
+    base = torch.ones(400).double()
+    noise = base + 0.1 * torch.randn(400, generator=generator).double()
+    losses = {"": base, "best": noise, "close": noise + 0.01 * torch.randn(400, generator=generator).double()}
+    losses["worse"] = noise + 0.5 + 0.1 * torch.randn(400, generator=generator).double()
+    contest, evaluator = contest_of(Race, losses, z=3.0, least=100, most=400)
+    contest.enter(list(evaluator.entries))
+    judged = contest.close()
+    assert contest.best in ("best", "close") and evaluator.looked["worse"] == 10 < evaluator.looked["close"]
+    assert judged["worse"].score.images == 100 and judged["worse"].certainty == 1
+    other = "close" if contest.best == "best" else "best"
+    assert 0.5 <= judged[other].certainty < 0.9999 and judged[contest.best].certainty == judged[other].certainty
+    # Later ones are held against the best so far, on the images that both saw.
+    contest, evaluator = contest_of(Race, losses, z=3.0, least=100, most=400)
+    contest.enter(["best"])
+    assert evaluator.looked["best"] == 10 and contest.close()["best"].certainty is None
+    contest.enter(["worse"])
+    assert contest.best == "best" and evaluator.looked == {"best": 10, "close": 0, "worse": 10}
+
+
+def test_what_it_saves_makes_up_for_what_it_costs():
+    base = torch.zeros(300).double()
+    losses = {"": base, "dear": base + 0.5, "cheap": base + 0.1}
+    for savings, best in (({"dear": 1.0, "cheap": 1.0}, "cheap"), ({"dear": 10.0, "cheap": 1.0}, "dear")):
+        contest, _ = contest_of(Race, losses, savings=savings, z=3.0, least=100, most=300)
+        contest.enter(["dear", "cheap"])
+        assert contest.best == best
+
+
+@pytest.mark.parametrize("kind", [ExactContest, Race])
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_that_are_run_together_decide_as_one_after_another(kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.rand(400, generator=generator).double().sort(descending=True).values * 2
+    losses = {"": base} | {n: base + 0.02 * i + 0.1 * torch.rand(400, generator=generator) for i, n in enumerate("abcdef")}
+    options = {} if kind is ExactContest else {"z": 2.0, "least": 50, "most": 300}
+    results = []
+    for ranks in (1, 3, 7):
+        contest, _ = contest_of(kind, losses, ranks=ranks, **options)
+        contest.enter(["c"])
+        contest.enter(["a", "b", "d", "e", "f"])
+        results.append((contest.close(), contest.best))
+    assert results[0] == results[1] == results[2]
 
 
 class Additive:
@@ -141,8 +269,3 @@ def test_a_fast_search_that_was_cut_off_ends_with_the_same_trace(tmp_path):
 def test_an_unknown_effort_is_refused():
     with pytest.raises(autoslim.AutoSlimError, match="effort 'some' is unknown; pass one of fast, exact"):
         autoslim.greedy_search(supernet(), data(1, 0), data(1, 0), targets={"macs": ["60%"]}, effort="some")
-
-
-def test_everyone_is_everyone():
-    asked = Asked(dict.fromkeys("abcd", 0.1))
-    assert len(Everyone().candidates(5, ONES, asked)) == 4

@@ -10,6 +10,7 @@ from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
+from autoslim.search.contest import Step
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.partial import PartialNet
@@ -51,6 +52,12 @@ def test_a_rerun_is_the_whole_network_at_the_narrower_width(kind):
                 torch.testing.assert_close(a, b)
 
 
+def step(net, base, candidates, score="loss", savings=None):
+    ones = dict.fromkeys(candidates, 1.0)
+    macs = {name: autoslim.CostTable(net).cost(config).macs for name, config in candidates.items()}
+    return Step(base, autoslim.Score(0.0, 0.0, 0), candidates, savings or ones, macs, score, net.full())
+
+
 SPATIAL = {"UNet", "Pyramid", "SharedHead"}
 CLASSIFIERS = [kind for kind in ALL_CASES if kind.shapes == ((3, 8, 8),) and kind.__name__ not in SPATIAL]
 
@@ -67,14 +74,18 @@ def test_the_scores_of_a_step_are_those_of_its_candidates(kind, budget):
     for base in (net.full(), net.random(torch.Generator().manual_seed(1))):
         candidates = {name: narrower(net, base, name) for name in base.widths}
         candidates = {name: config for name, config in candidates.items() if config}
-        found, expected = parts.score_step(base, candidates), {name: whole.score(config) for name, config in candidates.items()}
-        assert list(found) == list(candidates)
+        if not candidates:
+            continue
+        expected = {name: whole.score(config) for name, config in candidates.items()}
+        contest = parts.contest(step(net, base, candidates), "exact")
+        contest.enter(list(candidates))
+        found = contest.close()
+        assert list(found) == list(candidates) and contest.best in candidates
         for name, score in expected.items():
             assert found[name].score.images == 13
             assert (found[name].score.error, found[name].score.loss) == pytest.approx((score.error, score.loss), rel=1e-4)
         before = whole.score(base)
-        if candidates:
-            assert (found[name].base.error, found[name].base.loss) == pytest.approx((before.error, before.loss), rel=1e-4)
+        assert (found[name].base.error, found[name].base.loss) == pytest.approx((before.error, before.loss), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", [tricky.Residual, tricky.Untraceable])
@@ -107,3 +118,35 @@ def test_a_network_that_cannot_be_followed_is_run_whole(caplog):
     assert "every candidate is run whole" in caplog.text
     (point,) = autoslim.greedy_search(net, images, images, targets={"macs": ["80%"]}, effort="fast", score="loss")
     assert point.score.images == 4
+
+
+def descents(kind, score, budget):
+    net, _ = supernet(kind)
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in (60, 30)]
+    calibration = [(torch.randn(n, 3, 8, 8, generator=generator), None) for n in (16, 8)]
+    options = {"targets": {"macs": ["75%"]}, "score": score, "pick": "drop-per-mac", "effort": "exact"}
+    for evaluator in (PartialEvaluator(net, data, calibration, memory_budget=budget), SupernetEvaluator(net, data, calibration)):
+        trace = autoslim.SearchTrace()
+        points = list(autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options))
+        yield trace.path_taken(), [p.config.channels for p in points]
+
+
+def check_descents(kind, score, budget):
+    (taken, configs), (whole, expected) = descents(kind, score, budget)
+    assert configs == expected
+    for one, other in zip(taken, whole, strict=True):
+        assert (one.group, one.width, one.images) == (other.group, other.width, 90)
+        assert (one.error, one.loss) == pytest.approx((other.error, other.loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS, ids=lambda kind: kind.__name__)
+def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind):
+    check_descents(kind, "loss", 4e9)
+
+
+@pytest.mark.parametrize("score", ["error", "loss"])
+@pytest.mark.parametrize("budget", [3e4, 1.0], ids=["some kept", "nothing kept"])
+@pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat])
+def test_memory_changes_no_decision(kind, score, budget):
+    check_descents(kind, score, budget)

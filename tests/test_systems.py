@@ -335,7 +335,7 @@ def test_a_width_between_switches_takes_the_next_wider_one(trained, tmp_path):
     widths = {g.name: narrow.get_submodule(g.name).out_channels for g in wide.groups}
     slim = autoslim.materialize(wide, wide.make_config(widths.values()))
     rules = space.search
-    autoslim.calibrate(slim, images.calibration(rules["calibration_images"], rules["batch_size"]))
+    autoslim.calibrate(slim, images.calibration(rules["calibration_images"]))
     score = autoslim.evaluate(slim, images.scoring(images.test))
     assert (row["error"], row["images"]) == (score.error, 359) and row["loss"] == pytest.approx(score.loss, rel=1e-5)
     assert row["params"] == sum(p.numel() for p in slim.parameters())

@@ -80,10 +80,10 @@ class Images:
         """Return every image once, not augmented, always in the same order."""
         return self._loader(images, batch_size)
 
-    def calibration(self, count: int, batch_size: int, seed: int = 0) -> Loader:
-        """Return `count` training images, not augmented, for BN statistics."""
+    def calibration(self, count: int, seed: int = 0) -> Loader:
+        """Return `count` training images, not augmented, for BN statistics, in batches that a search can keep in memory."""
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
-        return self._loader(self.train.subset(order[:count]), batch_size)
+        return self._loader(self.train.subset(order[:count]), min(256, count))
 
     def _loader(self, images, batch_size: int, **options) -> Loader:
         return Loader(
@@ -200,20 +200,20 @@ def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEv
 
     It scores on the held-out images; where none are, this is the final evaluation, on the test images.
     """
-    return SupernetEvaluator(net, *_judged_on(images, rules), calibration_images=rules["calibration_images"])
+    return SupernetEvaluator(net, *judged_on(images, rules), calibration_images=rules["calibration_images"])
 
 
 def search_evaluator(space: Space, net: Supernet, images: Images, rules: dict, memory_budget: float) -> SupernetEvaluator:
     """Return what judges the candidates of a search, in parts where the network can be run so."""
     options = {"calibration_images": rules["calibration_images"], "memory_budget": memory_budget}
-    return step_evaluator(net, *_judged_on(images, rules), rules=load_rules(space.groups["rules"]), **options)
+    return step_evaluator(net, *judged_on(images, rules), rules=load_rules(space.groups["rules"]), **options)
 
 
-def _judged_on(images: Images, rules: dict) -> tuple[Loader, Loader]:
+def judged_on(images: Images, rules: dict) -> tuple[Loader, Loader]:
     """Return what is scored, and what calibrates."""
     count = rules["calibration_images"]
     scored = images.test if images.search is None else images.search
-    return images.scoring(scored, rules["batch_size"]), images.calibration(count, min(rules["batch_size"], count))
+    return images.scoring(scored, rules["batch_size"]), images.calibration(count)
 
 
 def with_classes(config: ChannelConfig, classes: int) -> ChannelConfig:

@@ -149,7 +149,7 @@ def views(run: TrainedRun, widths: list[float] | None, images: runs.Images) -> I
     low, high = run.bounds()
     rules = run.space.search
     count = rules["calibration_images"]
-    calibration = list(images.calibration(count, min(rules["batch_size"], count)))
+    calibration = list(images.calibration(count))
     for width in widths or [round(high - i * (high - low) / 3, 3) for i in range(4)]:
         config = family.width_config(run.space, run.net, width)
         run.net.set(config)

@@ -1,8 +1,8 @@
-"""Score the candidates of a step together: what they share is run once."""
+"""Judge the candidates of a step together: what they share is run once, and who cannot win is not run to the end."""
 
+import contextlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,177 +12,274 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
+from autoslim.search.contest import ExactContest, Race, Step
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.partial import NotPartial, PartialNet
+from autoslim.search.ranks import Ranks
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 from autoslim.training.steps import logits_of
 
 log = logging.getLogger("autoslim")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# How a fast search samples: standard errors, images of the first and the last decision, images that calibrate a candidate.
+RACE = {"z": 3.0, "least": 256, "most": 2048, "calibration": 512}
 
 
-@dataclass(frozen=True)
-class StepScore:
-    """A candidate's score, and that of what it was narrowed from, on the same images."""
+class Judgement:
+    """One configuration as it is judged: its BN statistics, and mistakes and losses by image, batch after batch."""
 
-    score: Score
-    base: Score
+    def __init__(self, config: ChannelConfig):
+        self.config = config
+        self.measure: Measure | None = None
+        self.seen: dict[int, Tensor] = {}  # batch: [2, N], mistakes and losses
 
+    def measure_next(self) -> Measure:
+        """Return what measures the BN statistics of one batch."""
+        self.measure = Measure()
+        return self.measure
 
-class Race:
-    """Who goes on being scored: a candidate drops out when it is worse than the best by more than chance explains.
+    def values(self, batches: int) -> Tensor:
+        """Return mistakes and losses `[2, N]` of the images of the leading batches."""
+        return torch.cat([self.seen[i] for i in range(batches)], dim=1)
 
-    Differences to the best are taken image by image, as what a candidate costs more than the base divided by what it saves; a
-    candidate that is worse by more than `z` standard errors is out.
-
-    Args:
-        score: "error" or "loss".
-        savings: what every candidate saves; 1 for all where the score alone decides.
-        z: standard errors.
-        least: images before the first decision.
-        batch: images between decisions.
-    """
-
-    def __init__(self, score: str, savings: Mapping[str, float], *, z: float = 3.0, least: int = 256, batch: int = 256):
-        self._score, self._savings, self._z, self._least = score, savings, z, least
-        self.batch = batch
-
-    def going_on(self, costs: Mapping[str, dict[str, Tensor]]) -> list[str]:
-        """Return the candidates to score on more images."""
-        values = {name: cost[self._score] / self._savings[name] for name, cost in costs.items()}
-        count = len(next(iter(values.values())))
-        if count < self._least:
-            return list(values)
-        best = min(values, key=lambda name: values[name].mean().item())
-        going = []
-        for name, value in values.items():
-            worse = value - values[best]
-            error = worse.std().item() / count**0.5
-            if worse.mean().item() <= self._z * error:
-                going.append(name)
-        return going
+    def score(self, batches: int) -> Score:
+        """Return the mean over the leading batches."""
+        values = self.values(batches)
+        error, loss = values.mean(dim=1).tolist()
+        return Score(error, loss, values.shape[1])
 
 
 class PartialEvaluator(SupernetEvaluator):
-    """A `SupernetEvaluator` that runs of every candidate only what its group can change.
-
-    The scores are those of `SupernetEvaluator`: calibration and scoring see the same batches in the same order.
+    """A `SupernetEvaluator` that runs of every candidate of a step only what its group can change.
 
     Args:
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
-        memory_budget: bytes that the kept values of a batch may take. Images to score come in smaller batches where they have
-            to; a calibration batch cannot be cut, and is run whole for every candidate.
+        memory_budget: bytes that kept values may take. What does not fit is computed again; images to score come in smaller
+            batches where they have to; a calibration batch cannot be cut, and is run whole for every candidate.
+        precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in full precision.
 
     Raises:
         NotPartial: the network cannot be run in parts.
 
     Attributes:
-        macs: multiply-adds of conv and linear layers that were executed so far, over all images.
+        macs: multiply-adds of conv and linear layers that this process executed so far, over all images.
+        images: images to score.
     """
 
+    batch = 256  # images between two decisions
+
     def __init__(self, net, images, calibration, *, calibration_images: int = 1024, rules: Mapping | None = None,
-                 memory_budget: float = 4e9):  # fmt: skip
+                 memory_budget: float = 4e9, precision: str = "fp32", race: Mapping | None = None):  # fmt: skip
         super().__init__(net, images, calibration, calibration_images=calibration_images)
+        self.ranks = Ranks()
         self._partial = PartialNet(net, _part(self._images[0][0], 0, 2), rules)
-        self._most = max(1, int(memory_budget / max(1, self._partial.bytes)))
+        # A quarter for a batch that is at work, the rest for what is kept of others.
+        self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
+        self._room = int(memory_budget * 3 / 4 / max(1, self._partial.bytes))
         # A norm that keeps no statistics makes an image's score depend on the others of its batch.
         self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _NormBase))
+        self._size = min(self.batch, self._most)
+        if self._alone:
+            self._images = [(_part(x, i, i + self._size), target[i : i + self._size])
+                            for x, target in self._images for i in range(0, len(target), self._size)]  # fmt: skip
+        self._precision = PRECISIONS[precision]
+        self._race = {**RACE, **(race or {})}
+        self._order: str | None = None
+        self._full: Judgement | None = None
+        self.base: Judgement | None = None
+        self._kept: dict[tuple[str, int], tuple[dict, str | None]] = {}
         self.macs = 0
         self.images = sum(len(target) for _, target in self._images)
 
-    def score(self, config: ChannelConfig) -> Score:
-        """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""
-        self.net.set(config)
-        self.macs += self._partial.macs() * (self.images + sum(_count(x) for x, _ in self._calibration))
-        return super().score(config)
+    @property
+    def batches(self) -> list:
+        """Batches to score, in the order in which candidates see them."""
+        return self._images
+
+    # Whole configurations ---------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def score_step(
-        self, base: ChannelConfig, candidates: Mapping[str, ChannelConfig], race: Race | None = None
-    ) -> dict[str, StepScore]:
-        """Return the scores of candidates by the name of the one group that each narrows; the supernet ends at `base`.
+    def score(self, config: ChannelConfig) -> Score:
+        """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""
+        judged = self._judge(config)
+        if config.widths == self.net.full().widths:
+            self._full = judged
+        return judged.score(len(self._images))
 
-        Args:
-            base: the configuration that all candidates start from.
-            candidates: group to configuration.
-            race: after which batch which candidates go on; None scores all on all images.
-        """
-        net = self.net
-        measures = {name: Measure() for name in candidates}
-        of_base, seen = Measure(), {name: _Seen() for name in ("", *candidates)}
-        running = list(candidates)
-        with eval_mode(net), self._partial.ready():
-            for x, _ in self._calibration:
-                net.set(base)
-                with of_base:
-                    values = self._run(x)
-                for name in running:
-                    net.set(candidates[name])
-                    with measures[name]:
-                        self._again(name, values, x)
-            for x, target in self._small_batches(self._most if race is None else min(self._most, race.batch)):
-                net.set(base)
-                of_base.store()
-                values = self._run(x)
-                seen[""].add(self._output(values, x), target)
-                for name in running:
-                    net.set(candidates[name])
-                    measures[name].store()
-                    seen[name].add(logits_of(self._again(name, values, x)), target)
-                if race is not None:
-                    running = race.going_on({name: seen[name].against(seen[""]) for name in running})
-                    if len(running) < 2:
-                        break
-        net.set(base)
-        found = {name: seen[name].score() for name in candidates}
-        return {name: StepScore(found[name], seen[""].score(found[name].images)) for name in candidates}
+    def _judge(self, config: ChannelConfig) -> Judgement:
+        judged, found = Judgement(config), {}
+        self.net.set(config)
+        with eval_mode(self.net):
+            for i in self._own_calibration(self._calibration):
+                with judged.measure_next():
+                    self._run_whole(self._calibration[i][0])
+                found[i] = judged.measure.moments()
+            judged.measure.combine(self.ranks.share(found).values()).store()
+            found = {}
+            for i in self.ranks.own(range(len(self._images))):
+                x, target = self._images[i]
+                found[i] = _by_image(self._run_whole(x), target)
+        judged.seen = self.ranks.share(found)
+        return judged
 
-    def _small_batches(self, most: int):
-        for x, target in self._images:
-            size = most if self._alone else len(target)
-            for start in range(0, len(target), size):
-                yield _part(x, start, start + size), target[start : start + size]
+    def _own_calibration(self, batches: Sequence) -> list[int]:
+        """Return the batches that this process runs; one at least, so that it learns where the statistics belong."""
+        return self.ranks.own(range(len(batches))) or [0]
 
-    def _run(self, x):
-        """Run the network as it is set; returns what its candidates start from, None where that is too much to keep."""
+    def _run_whole(self, x) -> Tensor:
         self.macs += _count(x) * self._partial.macs()
-        if _count(x) <= self._most:
-            return self._partial.run(x)
-        self.net(*as_inputs(x))
-        return None
+        return logits_of(self.net(*as_inputs(x)))
 
-    def _output(self, values, x) -> Tensor:
-        return logits_of(self._partial.output(values) if values else self.net(*as_inputs(x)))
+    # Steps ------------------------------------------------------------------------------------------------------------
 
-    def _again(self, name: str, values, x):
-        self.macs += _count(x) * self._partial.macs(name if values else None)
-        return self._partial.again(name, values) if values else self.net(*as_inputs(x))
+    def contest(self, step: Step, effort: str) -> "ExactContest | Race":
+        """Return a contest of the candidates of a step."""
+        if self._order != effort:
+            self._arrange(step.full, effort)
+        if self.base is None or self.base.config.widths != step.base.widths:
+            self._start(step.base)
+        if effort == "exact":
+            return ExactContest(self, step)
+        return Race(self, step, **{key: self._race[key] for key in ("z", "least", "most")})
+
+    @torch.inference_mode()
+    def _arrange(self, full: ChannelConfig, effort: str) -> None:
+        """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
+        self._order, self.base = effort, None
+        self._kept.clear()
+        self._used = self._calibration if effort == "exact" else list(self._leading(self._race["calibration"]))
+        shapes = {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._images}
+        if not self._alone or len(shapes) > 1:
+            return
+        if effort == "exact":
+            if self._full is None or self._full.config.widths != full.widths:
+                self._full = self._judge(full)
+            order = self._full.values(len(self._images))[1].argsort(descending=True, stable=True)
+        else:
+            order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
+        x, target = tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._images)
+        order = order.to(target.device)
+        rows = order.split(self._size)
+        self._images = [(tree_map(lambda t: t[r] if isinstance(t, Tensor) else t, x), target[r]) for r in rows]  # noqa: B023
+        self._full = None
+
+    def _leading(self, images: int) -> Iterator:
+        for x, target in self._calibration:
+            if images <= 0:
+                return
+            for start in range(0, min(images, _count(x)), self._size):
+                yield _part(x, start, min(images, start + self._size)), target
+            images -= _count(x)
+
+    @torch.inference_mode()
+    def _start(self, config: ChannelConfig) -> None:
+        """Make a configuration the base that candidates are narrowed from."""
+        self.base, found = Judgement(config), {}
+        self._kept.clear()
+        with self._at_work():
+            for i in self._own_calibration(self._used):
+                x = self._used[i][0]
+                with self.base.measure_next():
+                    if self._values("calibrate", i, x) is None:
+                        self._run_whole(x)
+                found[i] = self.base.measure.moments()
+        self.base.measure.combine(self.ranks.share(found).values())
+
+    @torch.inference_mode()
+    def calibrated(self, configs: Mapping[str, ChannelConfig]) -> dict[str, Judgement]:
+        """Measure the BN statistics of candidates, by the name of the one group that each narrows."""
+        judged = {name: Judgement(config) for name, config in configs.items()}
+        found: dict[int, dict] = {}
+        with self._at_work():
+            for i in self._own_calibration(self._used):
+                x, found[i] = self._used[i][0], {}
+                with Measure():
+                    values = self._values("calibrate", i, x)
+                for name, each in judged.items():
+                    self.net.set(each.config)
+                    with each.measure_next():
+                        self._again(name, values, x)
+                    found[i][name] = each.measure.moments()
+        shared = self.ranks.share(found)
+        for name, each in judged.items():
+            each.measure.combine([row[name] for row in shared.values()])
+        return judged
+
+    @torch.inference_mode()
+    def look(self, judged: Mapping[str, Judgement], batches: Sequence[int]) -> None:
+        """Score candidates, and the base, on batches that they have not seen."""
+        found: dict[int, dict[str, Tensor]] = {}
+        with self._at_work():
+            for i in self.ranks.own(batches):
+                x, target = self._images[i]
+                new = {name: each for name, each in judged.items() if i not in each.seen}
+                found[i] = {}
+                if not new and i in self.base.seen:
+                    continue
+                self.net.set(self.base.config)
+                self.base.measure.store()
+                values = self._values("score", i, x)
+                if i not in self.base.seen:
+                    logits = self._partial.output(values) if values else self._run_whole(x)
+                    found[i][""] = _by_image(logits_of(logits), target)
+                for name, each in new.items():
+                    self.net.set(each.config)
+                    each.measure.store()
+                    found[i][name] = _by_image(logits_of(self._again(name, values, x)), target)
+        for i, row in self.ranks.share(found).items():
+            for name, values in row.items():
+                (judged[name] if name else self.base).seen[i] = values
+
+    def advance(self, group: str, winner: Judgement) -> None:
+        """Make a candidate the base of the next step."""
+        self.base = winner
+        self._kept = {key: (values, group) for key, (values, late) in self._kept.items() if late is None}
+        self.net.set(winner.config)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        device = next(self.net.parameters()).device.type
+        cast = torch.autocast(device, self._precision) if self._precision else contextlib.nullcontext()
+        with eval_mode(self.net), self._partial.ready(), cast:
+            yield
+        self.net.set(self.base.config)
+
+    def _values(self, kind: str, i: int, x) -> dict | None:
+        """Return what candidates start from on a batch, at the base; None where that is too much to keep."""
+        self.net.set(self.base.config)
+        if _count(x) > self._most:
+            return None
+        values, late = self._kept.get((kind, i), (None, None))
+        if values is not None and late is None:
+            return values
+        if values is not None:
+            self.macs += _count(x) * self._partial.macs(late)
+            values = self._partial.narrow(late, values)
+        else:
+            self.macs += _count(x) * self._partial.macs()
+            values = self._partial.run(x)
+        held = sum(_count((self._used if k == "calibrate" else self._images)[j][0]) for k, j in self._kept if (k, j) != (kind, i))
+        if held + _count(x) <= self._room:
+            self._kept[kind, i] = (values, None)
+        return values
+
+    def _again(self, name: str, values: dict | None, x):
+        if values is None:
+            return self._run_whole(x)
+        self.macs += _count(x) * self._partial.macs(name)
+        return self._partial.again(name, values)
 
 
-class _Seen:
-    """Mistakes and losses, image by image, kept on the device."""
-
-    def __init__(self):
-        self._wrong: list[Tensor] = []
-        self._loss: list[Tensor] = []
-
-    def add(self, logits: Tensor, target: Tensor) -> None:
-        each = tuple(range(1, target.dim()))
-        wrong = (logits.argmax(dim=1) != target).double()
-        loss = F.cross_entropy(logits.double(), target, reduction="none")
-        self._wrong.append(wrong.mean(each) if each else wrong)
-        self._loss.append(loss.mean(each) if each else loss)
-
-    def score(self, images: int | None = None) -> Score:
-        wrong, loss = torch.cat(self._wrong)[:images], torch.cat(self._loss)[:images]
-        return Score(wrong.mean().item(), loss.mean().item(), len(wrong))
-
-    def against(self, base: "_Seen") -> dict[str, Tensor]:
-        """Return what every image costs more than with the base."""
-        wrong, loss = torch.cat(self._wrong), torch.cat(self._loss)
-        return {"error": wrong - torch.cat(base._wrong)[: len(wrong)], "loss": loss - torch.cat(base._loss)[: len(loss)]}
+def _by_image(logits: Tensor, target: Tensor) -> Tensor:
+    """Return mistakes and losses `[2, N]` of every image, on the device."""
+    each = tuple(range(1, target.dim()))
+    logits = logits.double()
+    wrong = (logits.argmax(dim=1) != target).double()
+    loss = F.cross_entropy(logits, target, reduction="none")
+    return torch.stack([value.mean(each) if each else value for value in (wrong, loss)])
 
 
 def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEvaluator:
@@ -190,7 +287,7 @@ def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEva
 
     Args:
         net, images, calibration: see `SupernetEvaluator`.
-        options: `calibration_images`, `rules` and `memory_budget`.
+        options: those of `PartialEvaluator`.
     """
     whole = SupernetEvaluator(net, images, calibration, calibration_images=options.get("calibration_images", 1024))
     try:

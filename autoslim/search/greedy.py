@@ -1,6 +1,5 @@
 """Greedy slimming (AutoSlim, section 3): narrow the group that hurts least, one step at a time, down to every target."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -9,8 +8,9 @@ from tqdm import tqdm
 from autoslim.channels.config import ChannelConfig
 from autoslim.cost.table import Cost, CostTable
 from autoslim.cost.targets import check_targets
-from autoslim.errors import ConfigError
-from autoslim.search.engine import Race, step_evaluator
+from autoslim.errors import ConfigError, RunError
+from autoslim.search.contest import Judged, Step, WholeContest
+from autoslim.search.engine import step_evaluator
 from autoslim.search.evaluate import Score
 from autoslim.search.lazy import Everyone, Lazy
 from autoslim.search.trace import Candidate, SearchTrace
@@ -71,8 +71,8 @@ def greedy_search(
         pick: "drop" (the paper: the best score) or "drop-per-mac" (the least increase per multiply-add saved).
         effort: "exact" evaluates every candidate of every step on all images; "fast" those that an earlier step does not
             speak against, on as many images as it takes to tell them apart.
-        evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`; with
-            `score_step(base, {group: config}) -> {group: Score}`, too, it is given all candidates of a step together.
+        evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`; one that also has
+            `contest(step, effort)`, as `PartialEvaluator`, is given the candidates of a step together.
         calibration_images: leading batches of `calibration` are taken until they hold this many images.
         trace: where every candidate is recorded; candidates that it already holds are not evaluated again.
         progress: draw a progress bar on stderr.
@@ -100,94 +100,87 @@ def greedy_search(
 
 def _descend(net, table, evaluator, targets, score, pick, effort, trace, progress) -> Iterator[SearchPoint]:
     remaining = sorted(targets, reverse=True)
-    widths = net.full().widths
-    choices = net.choices
+    full = net.full()
+    widths = full.widths
     start = table.cost(widths).macs
-    strategy = Lazy(score) if effort == "fast" else Everyone()
+    strategy = Lazy(score) if effort == "fast" else Everyone(score)
     bar = tqdm(total=start - remaining[-1], desc="searching", unit="MAC", unit_scale=True, disable=not progress)
     with bar:
-        current = trace.find(0, "", 0) or _candidate(0, "", 0, start, scored := evaluator.score(_config(net, widths)), scored)
-        trace.record([current], current)
-        step = 0
+        known = trace.step(0)
+        if not known:
+            scored = evaluator.score(full)
+            known = [_candidate(0, "", 0, start, Judged(scored, scored))]
+            trace.record(known)
+        current = known[-1]
         while True:
             while remaining and current.macs <= remaining[0]:
-                yield _point(net, table, evaluator, remaining.pop(0), widths, current)
+                yield _point(net, table, evaluator, remaining.pop(0), widths, current, effort)
             if not remaining:
                 return
-            step += 1
-            narrower = {}
-            for name, width in widths.items():
-                position = choices[name].index(width)
-                narrowed = {**widths, name: choices[name][position - 1]}
-                # A head that only training runs saves nothing.
-                if position and table.cost(narrowed).macs < current.macs:
-                    narrower[name] = narrowed
-            savings = {n: PICK_RULES[pick](current.macs - table.cost(w).macs) for n, w in narrower.items()}
-            judge = _Judge(net, table, evaluator, trace, step, widths, current, narrower, savings, score, effort)
-            candidates = strategy.candidates(step, savings, judge)
-            previous = current
-            values = {c: c.increase(score) / savings[c.group] for c in candidates}
-            order = list(narrower)
-            # A candidate without a score (its loss is no number) is the worst.
-            current = min(
-                candidates, key=lambda c: (values[c] if values[c] == values[c] else math.inf, c.macs, order.index(c.group))
-            )
-            trace.record(candidates, current)
+            number = current.step + 1
+            step = _step(net, table, widths, current, score, pick)
+            candidates = trace.step(number)
+            if candidates:
+                _check_recorded(candidates, step)
+            else:
+                contest = evaluator.contest(step, effort) if hasattr(evaluator, "contest") else WholeContest(evaluator, step)
+                strategy.run(number, step, contest)
+                judged = contest.close()
+                order = [*(name for name in step.candidates if name in judged and name != contest.best), contest.best]
+                candidates = [
+                    _candidate(number, name, step.candidates[name].widths[name], step.macs[name], judged[name]) for name in order
+                ]
+                trace.record(candidates)
+            strategy.learn(candidates)
+            previous, current = current, candidates[-1]
             widths = {**widths, current.group: current.width}
-            bar.set_postfix_str(f"step {step}, {current.macs / 1e6:.3g}M MACs, {score} {getattr(current, score):.4f}")
+            bar.set_postfix_str(f"step {number}, {current.macs / 1e6:.3g}M MACs, {score} {getattr(current, score):.4f}")
             bar.update(min(previous.macs, start) - max(current.macs, remaining[-1]))
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Evaluates candidates of one step, those apart that the trace knows."""
-
-    net: Supernet
-    table: CostTable
-    evaluator: object
-    trace: SearchTrace
-    step: int
-    widths: dict[str, int]
-    current: Candidate
-    narrower: dict[str, dict[str, int]]
-    savings: dict[str, float]
-    score: str
-    effort: str
-
-    def __call__(self, names: list[str]) -> dict[str, Candidate]:
-        """Return candidates by the names of their groups."""
-        found = {name: self.trace.find(self.step, name, self.narrower[name][name]) for name in names}
-        if self.effort == "fast" and None in found.values():
-            found = dict.fromkeys(names)  # on how many images one was scored depends on those it raced with
-        unknown = {name: _config(self.net, self.narrower[name]) for name, known in found.items() if known is None}
-        for name, (scored, base) in self._scores(unknown).items():
-            widths = self.narrower[name]
-            found[name] = _candidate(self.step, name, widths[name], self.table.cost(widths).macs, scored, base)
-        return found
-
-    def _scores(self, unknown: dict[str, ChannelConfig]) -> dict[str, tuple]:
-        if not unknown:
-            return {}
-        if not hasattr(self.evaluator, "score_step"):
-            base = Score(self.current.error, self.current.loss, self.current.images)
-            return {name: (self.evaluator.score(config), base) for name, config in unknown.items()}
-        race = Race(self.score, self.savings) if self.effort == "fast" else None
-        stepped = self.evaluator.score_step(_config(self.net, self.widths), unknown, race)
-        return {name: (each.score, each.base) for name, each in stepped.items()}
+def _step(net: Supernet, table: CostTable, widths: dict[str, int], current: Candidate, score: str, pick: str) -> Step:
+    """Return the choices of a step: every group one choice narrower, where that saves something."""
+    candidates, macs = {}, {}
+    for name, width in widths.items():
+        position = net.choices[name].index(width)
+        if position:
+            narrowed = {**widths, name: net.choices[name][position - 1]}
+            cost = table.cost(narrowed).macs
+            if cost < current.macs:  # a head that only training runs saves nothing
+                candidates[name], macs[name] = _config(net, narrowed), cost
+    savings = {name: PICK_RULES[pick](current.macs - cost) for name, cost in macs.items()}
+    base_score = Score(current.error, current.loss, current.images)
+    return Step(_config(net, widths), base_score, candidates, savings, macs, score, net.full())
 
 
-def _candidate(step: int, group: str, width: int, macs: int, scored: Score, base: Score) -> Candidate:
-    return Candidate(step, group, width, macs, scored.error, scored.loss, scored.images, base.error, base.loss)
+def _check_recorded(candidates: list[Candidate], step: Step) -> None:
+    """Raise RunError unless the recorded candidates of a step are its own, and the picked one, the last, is the best."""
+    *_, picked = candidates
+    legal = {name: (config.widths[name], step.macs[name]) for name, config in step.candidates.items()}
+    known = all(legal.get(each.group) == (each.width, each.macs) for each in candidates)
+    # Who left early was judged on other images.
+    values = {c.group: step.value(c.group, c.increase(step.score)) for c in candidates if c.images == picked.images}
+    if not known or step.best(values) != picked.group:
+        raise RunError(
+            f"the trace was written by another search (step {picked.step} narrowed {picked.group!r} to {picked.width} channels); "
+            "search with the same settings, or into another folder"
+        )
+
+
+def _candidate(step: int, group: str, width: int, macs: int, judged: Judged) -> Candidate:
+    score, base = judged.score, judged.base
+    return Candidate(step, group, width, macs, score.error, score.loss, score.images, base.error, base.loss, judged.certainty)
 
 
 def _config(net: Supernet, widths: dict[str, int]) -> ChannelConfig:
     return net.make_config([widths[width.name] for width in net.widths])
 
 
-def _point(net, table, evaluator, target: float, widths: dict[str, int], at: Candidate) -> SearchPoint:
+def _point(net, table, evaluator, target: float, widths: dict[str, int], at: Candidate, effort: str) -> SearchPoint:
     cost = table.cost(widths)
     config = _config(net, widths)
-    whole = getattr(evaluator, "images", at.images)
-    score = Score(at.error, at.loss, at.images) if at.images == whole else evaluator.score(config)
+    # A fast search judged it on a sample.
+    sampled = effort == "fast" and hasattr(evaluator, "contest")
+    score = evaluator.score(config) if sampled else Score(at.error, at.loss, at.images)
     config = replace(config, cost=cost.to_json(), estimate={"kind": "supernet estimate", **score.to_json()})
     return SearchPoint(target, config, cost, score, at.step)

@@ -1,59 +1,68 @@
-"""Which candidates of a step are worth an evaluation."""
+"""Which candidates of a step are worth an evaluation, and in which order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 
+from autoslim.search.contest import Step
 from autoslim.search.trace import Candidate
-
-Ask = Callable[[list[str]], Mapping[str, Candidate]]
 
 
 class Everyone:
-    """Evaluate every candidate of every step."""
+    """Evaluate every candidate of every step; first the one that an earlier step speaks for, as a mark for the others.
 
-    def candidates(self, step: int, savings: Mapping[str, float], ask: Ask) -> list[Candidate]:
-        """Return the evaluated candidates of a step."""
-        return list(ask(list(savings)).values())
+    Args:
+        score: "error" or "loss".
+    """
+
+    def __init__(self, score: str):
+        self._score = score
+        self._costs: dict[str, float] = {}
+
+    def run(self, number: int, step: Step, contest) -> None:
+        """Let the candidates of a step enter its contest."""
+        known = {name: self._costs[name] / step.savings[name] for name in step.candidates if name in self._costs}
+        first = [min(known, key=known.get)] if known else []
+        for names in (first, [name for name in step.candidates if name not in first]):
+            if names:
+                contest.enter(names)
+
+    def learn(self, candidates: Iterable[Candidate]) -> None:
+        """Take in what a step showed."""
+        for each in candidates:
+            # Those that could not win saw the images that cost most: all of what they cost, rather than the mean, compares.
+            self._costs[each.group] = each.increase(self._score) * each.images
 
 
 class Lazy:
     """Lazy greedy: what a group cost at an earlier step predicts what it costs now.
 
-    Candidates are evaluated in the order of that prediction, a few at once, until none of the others is predicted to beat the
-    best that was found. A group without a prediction is always evaluated; every `refresh` steps all are.
+    Candidates enter in the order of that prediction, a few at once, until none of the others is predicted to beat the best. A
+    group without a prediction always enters; every `refresh` steps all do.
 
     Args:
         score: "error" or "loss".
         refresh: steps between evaluations of all candidates.
-        at_once: candidates that are evaluated together.
+        at_once: candidates that enter together.
     """
 
     def __init__(self, score: str, *, refresh: int = 10, at_once: int = 2):
         self._score = score
         self._refresh = refresh
         self._at_once = at_once
-        self._increase: dict[str, float] = {}
+        self._costs: dict[str, float] = {}
 
-    def candidates(self, step: int, savings: Mapping[str, float], ask: Ask) -> list[Candidate]:
-        """Return the evaluated candidates of a step.
-
-        Args:
-            step: counted from 1.
-            savings: what each candidate saves; 1 for all where the score alone decides.
-            ask: evaluates candidates by the names of their groups.
-        """
-        everyone = (step - 1) % self._refresh == 0
-        unknown = [name for name in savings if everyone or name not in self._increase]
-        order = sorted((n for n in savings if n not in unknown), key=lambda n: self._increase[n] / savings[n])
-        found: dict[str, Candidate] = {}
-        best = float("inf")
+    def run(self, number: int, step: Step, contest) -> None:
+        """Let candidates of a step, counted from 1, enter its contest."""
+        everyone = (number - 1) % self._refresh == 0
+        unknown = [name for name in step.candidates if everyone or name not in self._costs]
+        predicted = {name: self._costs[name] / step.savings[name] for name in step.candidates if name not in unknown}
+        order = sorted(predicted, key=predicted.get)
         while unknown or order:
-            asked = unknown or [name for name in order[: self._at_once] if self._increase[name] / savings[name] < best]
-            if not asked:
-                break
-            order = [name for name in order if name not in asked]
-            unknown = []
-            for name, candidate in ask(asked).items():
-                found[name] = candidate
-                self._increase[name] = candidate.increase(self._score)
-                best = min(best, self._increase[name] / savings[name])
-        return list(found.values())
+            names = unknown or [name for name in order[: self._at_once] if predicted[name] < contest.best_value]
+            if not names:
+                return
+            contest.enter(names)
+            unknown, order = [], [name for name in order if name not in names]
+
+    def learn(self, candidates: Iterable[Candidate]) -> None:
+        """Take in what a step showed."""
+        self._costs |= {each.group: each.increase(self._score) for each in candidates}

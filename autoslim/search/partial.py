@@ -208,17 +208,23 @@ class PartialNet:
 
     def again(self, group: str, values: Mapping[int, object]):
         """Return the output at the widths that are set, which narrow one group of those that `values` were made at."""
+        return self._value(group, values, self._rerun(group, values), self._output)
+
+    def narrow(self, group: str, values: Mapping[int, object]) -> dict[int, object]:
+        """Return what `run` returns at the widths that are set, which narrow one group of those that `values` were made at."""
+        made = self._rerun(group, values)
+        return {i: _whole(self._value(group, values, made, i)) for i in values}
+
+    def _rerun(self, group: str, values: Mapping[int, object]) -> dict[int, object]:
         made: dict[int, object] = {}
-        leading = self._leading[group]
-
-        def value(i: int):
-            if i in made:
-                return made[i]
-            return values[i].narrow(1, 0, self._channels(i)) if i in leading else values[i]
-
         for i in self._again[group]:
-            made[i] = self._run(i, value)
-        return made[self._output] if self._output in made else values[self._output]
+            made[i] = self._run(i, lambda j: self._value(group, values, made, j))
+        return made
+
+    def _value(self, group: str, values: Mapping[int, object], made: Mapping[int, object], i: int):
+        if i in made:
+            return made[i]
+        return values[i].narrow(1, 0, self._channels(i)) if i in self._leading[group] else values[i]
 
     def output(self, values: Mapping[int, object]):
         """Return the network's output among the values of a run."""
@@ -267,6 +273,13 @@ def _writes(node: fx.Node) -> bool:
     return node.op == "call_function" and (
         node.target in _WRITERS or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
     )
+
+
+def _whole(value):
+    """Return a leading part without the memory of what it is a part of."""
+    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
 
 
 def _close(a, b) -> bool:

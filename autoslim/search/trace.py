@@ -21,6 +21,8 @@ class Candidate:
         error, loss: the supernet's estimate on the search images.
         images: how many images that is.
         base_error, base_loss: the estimate of what the candidate was narrowed from, on the same images.
+        certainty: probability that the picked candidate beats this one (the picked one: all others that were evaluated) on
+            images like these; 1 where all images decided, None where nothing was compared.
     """
 
     step: int
@@ -32,6 +34,7 @@ class Candidate:
     images: int
     base_error: float
     base_loss: float
+    certainty: float | None = 1.0
 
     def increase(self, score: str) -> float:
         """Return by how much the "error" or the "loss" is above that of what was narrowed."""
@@ -57,37 +60,20 @@ class SearchTrace:
         self._ragged = False
         if self._path and self._path.exists():
             self.rows, self._ragged = _read(self._path)
-        self._known = {(c.step, c.group, c.width): c for c, _ in self.rows}
-        # The last step may have been cut off while it was written: its candidates are known, but it is recorded anew.
-        self._last = max((c.step for c, _ in self.rows), default=-1)
-        self._picked = {c.step: c for c, picked in self.rows if picked and c.step < self._last}
 
-    def find(self, step: int, group: str, width: int) -> Candidate | None:
-        """Return a candidate that was evaluated before."""
-        return self._known.get((step, group, width))
+    def step(self, number: int) -> list[Candidate]:
+        """Return the candidates that a step evaluated before, the picked one last; none if it did not end."""
+        rows = [(candidate, picked) for candidate, picked in self.rows if candidate.step == number]
+        return [candidate for candidate, _ in rows] if rows and rows[-1][1] else []
 
-    def record(self, candidates: list[Candidate], picked: Candidate) -> None:
-        """Add the candidates of one step and write them in one go.
-
-        Raises:
-            RunError: the trace holds another pick at this step, so it was made by other rules or on other images.
-        """
+    def record(self, candidates: list[Candidate]) -> None:
+        """Add the candidates of a step, the picked one last, and write them in one go."""
         step = candidates[0].step
-        if step in self._picked:
-            if self._picked[step] != picked:
-                raise RunError(
-                    f"{self._path} was written by another search (step {step} narrowed {self._picked[step].group!r}, now "
-                    f"{picked.group!r}); search with the same settings, or into another folder"
-                )
-            return
-        rows = [(candidate, candidate is picked) for candidate in candidates]
-        self._picked[step] = picked
         kept = [row for row in self.rows if row[0].step < step]
-        if kept + rows != self.rows or self._ragged:
-            if self._path:
-                grows = kept == self.rows and kept and not self._ragged
-                _append(self._path, rows) if grows else _rewrite(self._path, kept + rows)
-            self.rows, self._ragged = kept + rows, False
+        rows = [(candidate, candidate is candidates[-1]) for candidate in candidates]
+        if self._path:
+            _append(self._path, rows) if kept and kept == self.rows and not self._ragged else _rewrite(self._path, kept + rows)
+        self.rows, self._ragged = kept + rows, False
 
     def path_taken(self) -> list[Candidate]:
         """Return the candidates that were picked, from the full network down."""
@@ -111,7 +97,7 @@ def _append(path: Path, rows: list[tuple[Candidate, bool]]) -> None:
 
 def repr_cell(value) -> str:
     """Return a CSV cell from which the very same value can be read."""
-    return value if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) else "" if value is None else repr(value)
 
 
 def _read(path: Path) -> tuple[list[tuple[Candidate, bool]], bool]:
@@ -124,7 +110,7 @@ def _read(path: Path) -> tuple[list[tuple[Candidate, bool]], bool]:
     if next(reader, None) != COLUMNS:
         raise RunError(f"{path} is not a search trace (columns {','.join(COLUMNS)}); move it away or search into another folder")
     rows = []
-    kinds = [int, str, int, int, float, float, int, float, float]
+    kinds = [int, str, int, int, float, float, int, float, float, lambda cell: float(cell) if cell else None]
     try:
         for cells in reader:
             values = [kind(cell) for kind, cell in zip(kinds, cells[:-1], strict=True)]

@@ -13,15 +13,14 @@ from autoslim.slimmable.modes import eval_mode
 
 
 class _Moments:
-    """Mean and biased variance of all values seen, combined over batches of any size in float64 (Chan et al. 1979)."""
+    """Mean of all values seen and the sum of their squared deviations, combined in float64 (Chan et al. 1979)."""
 
     def __init__(self):
         self.count = 0
         self.mean: Tensor | None = None
         self.squares: Tensor | None = None
 
-    def add(self, count: int, mean: Tensor, var: Tensor) -> None:
-        mean, squares = mean.double(), var.double() * count
+    def add(self, count: int, mean: Tensor, squares: Tensor) -> None:
         if self.count == 0:
             self.count, self.mean, self.squares = count, mean, squares
             return
@@ -52,9 +51,23 @@ class Measure(TorchFunctionMode):
         home = getattr(mean_buffer, "home", None)
         place = (mean_buffer if home is None else home[0]).data_ptr()
         moments = self._moments.setdefault(place, (_Moments(), mean_buffer, var_buffer))[0]
-        moments.add(x.numel() // x.shape[1], mean, var)
+        count = x.numel() // x.shape[1]
+        moments.add(count, mean.double(), var.double() * count)
         _store(mean_buffer, mean)
         _store(var_buffer, var)
+
+    def moments(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Return count, mean and summed squared deviations of every batch norm, in the order in which they ran."""
+        return [(moments.count, moments.mean, moments.squares) for moments, *_ in self._moments.values()]
+
+    def combine(self, batches: Iterable[list[tuple[int, Tensor, Tensor]]]) -> "Measure":
+        """Take the `moments()` of several batches, measured apart on the same configuration, in place of its own."""
+        for (place, (_, *buffers)), rows in zip(list(self._moments.items()), zip(*batches, strict=True), strict=True):
+            moments = _Moments()
+            for count, mean, squares in rows:
+                moments.add(count, mean.to(buffers[0].device), squares.to(buffers[0].device))
+            self._moments[place] = (moments, *buffers)
+        return self
 
     def store(self) -> None:
         """Keep the statistics over all batches for eval mode."""

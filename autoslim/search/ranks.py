@@ -1,0 +1,36 @@
+"""The processes that share the work of a search (torchrun)."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch.utils._pytree import tree_map
+
+
+class Ranks:
+    """One process of several that all hold the same supernet and images; every process ends with the same results.
+
+    Attributes:
+        rank, count: which process of how many; 0 of 1 outside torchrun.
+    """
+
+    def __init__(self):
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        if self.count > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+    def own(self, items: Iterable[int]) -> list[int]:
+        """Return the items that are this process's to work on."""
+        return [item for item in items if item % self.count == self.rank]
+
+    def share(self, results: dict) -> dict:
+        """Return the results of all processes, by their keys, on the CPU."""
+        results = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, results)
+        if self.count == 1:
+            return results
+        gathered: list = [None] * self.count
+        dist.all_gather_object(gathered, results)
+        merged = {key: value for part in gathered for key, value in part.items()}
+        return dict(sorted(merged.items()))
