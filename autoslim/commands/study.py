@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autoslim.commands import options
+from autoslim.commands.rank import rank
 from autoslim.errors import ConfigError, RunError
 from autoslim.files import write_csv, write_json
 
@@ -24,6 +25,9 @@ def study():
 
     A run that held images out (train --held-out) is scored on those; any other is finished, and scored on the test images.
     """
+
+
+study.add_command(rank)
 
 
 @study.command()

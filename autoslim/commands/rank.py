@@ -1,0 +1,199 @@
+"""autoslim study rank: does the supernet rank configurations as retraining them does?"""
+
+from pathlib import Path
+
+import click
+
+from autoslim.commands import options
+from autoslim.errors import ConfigError, RunError
+
+
+def _parse_seeds(ctx, param, value: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in value.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise click.BadParameter(f"{value!r} is no list of different seeds; write 0,1,2")
+    return seeds
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--flops-target", "targets", multiple=True, metavar="AMOUNT",
+    help="Multiply-adds, as 300M or 60% of the full network, just below which configurations are drawn.",
+)  # fmt: skip
+@click.option(
+    "--configurations", default=8, show_default=True, type=click.IntRange(3),
+    help="How many for each target: the largest uniform one, and random ones.",
+)  # fmt: skip
+@click.option("--draw-seed", default=0, show_default=True, help="Seed of the random configurations.")
+@click.option("--configs", metavar="A.json,B.json,..", help="These configurations of the supernet, in place of drawn ones.")
+@click.option("--seeds", default="0", show_default=True, metavar="N,N,..", callback=_parse_seeds, help="Seeds to retrain with.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of table, picture and retrainings.")
+@options.epochs_option
+@options.batch_size_option
+@options.lr_option
+@options.schedule_option
+@options.device_option
+@options.json_option
+def rank(run, targets, configurations, draw_seed, configs, seeds, out, epochs, batch_size, lr, schedule, device, as_json):
+    """Compare the supernet's ranking of configurations with that of retraining them: Kendall's tau-b.
+
+    Each configuration is retrained from scratch, with the retrain recipe of the supernet's space, on the training images of
+    RUN; estimate and retrained accuracy are both taken on the images that RUN held out. What is retrained already in OUT is
+    not trained again. Writes rank.csv, rank.png and rank.json.
+    """
+    from autoslim.files import write_csv, write_json
+    from autoslim.report.rank import describe_rank, draw_rank, rank_rows, rank_table
+
+    given = [Path(name.strip()) for name in configs.split(",")] if configs else []
+    recipe = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule}
+    measured = rank_study(
+        run, out, targets=targets, configurations=configurations, draw_seed=draw_seed, given=given, seeds=seeds, device=device,
+        **recipe,
+    )  # fmt: skip
+    rows = rank_rows(measured)
+    found = describe_rank(rows)
+    write_csv(out / "rank.csv", rows)
+    draw_rank(out / "rank.png", rows)
+    write_json(out / "rank.json", found)
+    if as_json:
+        options.print_json({**found, "rows": rows})
+        return
+    click.echo(f"{rank_table(rows)}\n{found['words']}")
+    click.echo(str(out / "rank.png"), err=True)
+
+
+def rank_study(
+    run: Path, out: Path, *, targets=(), configurations: int = 8, draw_seed: int = 0, given=(), seeds=(0,),
+    device: str = "auto", **overrides,
+) -> list[dict]:  # fmt: skip
+    """Score configurations on a supernet, then retrain them; returns what `rank_rows` takes.
+
+    Raises:
+        ConfigError: neither or both of targets and configurations are given, or a configuration does not fit the supernet.
+        RunError: fewer than 3 configurations, or the supernet held no images out, or its images have changed.
+    """
+    from autoslim.commands import runs
+    from autoslim.commands.search import load_supernet
+    from autoslim.files import probe_writable
+
+    if bool(targets) == bool(given):
+        raise ConfigError("name what to rank: --flops-target to draw configurations, or --configs A.json,B.json,C.json")
+    net, space, settings = load_supernet(run, device)
+    configs = _given(given, net, space) if given else _drawn(net, space, targets, configurations, draw_seed)
+    if len(configs) < 3:
+        raise RunError(f"{', '.join(configs)}: {len(configs)} configurations have no ranking; name 3 or more, better 8")
+    recipe = runs.override(space.retrain, **overrides)
+    images = _held_out_images(run, space, settings, device)
+    probe_writable(out)
+    evaluator = runs.supernet_evaluator(net, images, space.search)
+    measured = [
+        {
+            "configuration": name, "kind": config.provenance["kind"], "target": config.provenance["target"],
+            "macs": config.cost["macs"], "params": config.cost["params"], "estimate": evaluator.score(config).to_json(),
+            "retrained": {},
+        }
+        for name, config in configs.items()
+    ]  # fmt: skip
+    for row, config in zip(measured, configs.values()):
+        for seed in seeds:
+            folder = out / f"{row['configuration']}-seed{seed}"
+            click.echo(f"retraining {folder} ({measured.index(row) + 1} of {len(measured)} configurations)", err=True)
+            row["retrained"][seed] = _retrain(config, images, folder, settings, recipe, seed)["held_out"]["error"]
+    return measured
+
+
+def _drawn(net, space, targets, count: int, seed: int) -> dict:
+    """Return for each target the largest uniform configuration and random ones, by name."""
+    from autoslim.cost.table import CostTable
+    from autoslim.cost.targets import check_targets, format_amount
+    from autoslim.search.orders import random_configs, uniform_config
+
+    table, found = CostTable(net), {}
+    for target in check_targets(targets, table.cost(net.full()).macs, table.cost(net.narrowest()).macs):
+        uniform, amount = uniform_config(net, target), format_amount(target)
+        # One more than needed, as the uniform one may be among them.
+        drawn = [c for c in random_configs(net, target, count, seed=seed) if c.widths != uniform.widths][: count - 1]
+        found[f"uniform-{amount}"] = _about(uniform, "uniform", target, table, space)
+        found |= {f"random{i}-{amount}": _about(c, "random", target, table, space) for i, c in enumerate(drawn, 1)}
+    return found
+
+
+def _given(paths: list[Path], net, space) -> dict:
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.cost.table import CostTable
+
+    table, found = CostTable(net), {}
+    for path in paths:
+        config = ChannelConfig.load(path)
+        config.check(net.groups, str(path))
+        config.check(net.groups, str(path), table.cost(config).to_json())
+        if path.stem in found:
+            raise ConfigError(f"{path}: two configurations are named {path.stem}; rename one, or leave it out")
+        # Of one target, so that they are compared with each other.
+        found[path.stem] = _about(config, config.provenance.get("kind", "given"), None, table, space)
+    return found
+
+
+def _about(config, kind: str, target: float | None, table, space):
+    from dataclasses import replace
+
+    from autoslim.slimmable import family
+
+    about = {"kind": kind, "target": target}
+    return replace(family.with_model(config, space), cost=table.cost(config).to_json(), estimate={}, provenance=about)
+
+
+def _held_out_images(run: Path, space, settings: dict, device: str):
+    """Read the images of a supernet, split as it was when it was trained."""
+    from autoslim.commands import runs
+
+    if settings["held_out"] is None:
+        raise RunError(f"{run} learnt from all training images, so none are left to compare on; train it with --held-out 0.1")
+    images = runs.load_images(
+        settings["data"], space.input_shape, settings["held_out"], settings["seed"], runs.choose_device(device),
+        settings["skip_corrupt"],
+    )  # fmt: skip
+    if settings.get("images", images.counts()) != images.counts():
+        raise RunError(
+            f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
+            "held-out images would not be the same; restore the data, or train again"
+        )
+    return images
+
+
+def _retrain(config, images, folder: Path, settings: dict, recipe: dict, seed: int) -> dict:
+    """Retrain in a run folder without the held-out images, score on those; returns what result.json holds."""
+    from autoslim.commands import runs
+    from autoslim.commands.retrain import load_network
+    from autoslim.files import read_json, write_json
+    from autoslim.search.evaluate import evaluate
+    from autoslim.slimmable import family
+    from autoslim.training.loop import retrain
+    from autoslim.training.recipe import Recipe
+
+    # A kind of its own: these networks have not seen all training images, and are not for the test images.
+    runs.write_run(
+        folder, "study network", channels=config.to_json(), data=settings["data"], held_out=settings["held_out"],
+        split_seed=settings["seed"], images=images.counts(), seed=seed, recipe=recipe, classes=list(images.classes),
+        skip_corrupt=settings["skip_corrupt"],
+    )  # fmt: skip
+    if (folder / "result.json").exists():
+        return read_json(folder / "result.json", RunError)
+    network, cost = load_network(config, str(folder))
+    family.place(network, images.device)
+    batches = images.training(images.train, recipe, seed)
+    retrain(network, batches, folder=folder, seed=seed, progress=True, recipe=Recipe.of(recipe))
+    result = {
+        "kind": "retrained accuracy, held-out training images",
+        "configuration": config.provenance["kind"],
+        "held_out": evaluate(network, images.scoring(images.search)).to_json(),
+        "cost": cost.to_json(),
+        "seed": seed,
+        "epochs": recipe["epochs"],
+    }
+    write_json(folder / "result.json", result)
+    return result
