@@ -218,7 +218,7 @@ class Additive:
         return autoslim.Score(loss / 10, loss, 100)
 
 
-@pytest.mark.parametrize("pick", ["drop", "drop-per-mac"])
+@pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
 def test_where_nothing_interacts_fast_finds_what_exact_finds_with_fewer_evaluations(pick):
     net = supernet(tricky.Concat)
     targets = {"macs": ["70%", "40%"]}

@@ -125,7 +125,7 @@ def descents(kind, score, budget):
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in (60, 30)]
     calibration = [(torch.randn(n, 3, 8, 8, generator=generator), None) for n in (16, 8)]
-    options = {"targets": {"macs": ["75%"]}, "score": score, "pick": "drop-per-mac", "effort": "exact"}
+    options = {"targets": {"macs": ["75%"]}, "score": score, "pick": "drop-per-saving", "effort": "exact"}
     for evaluator in (PartialEvaluator(net, data, calibration, memory_budget=budget), SupernetEvaluator(net, data, calibration)):
         trace = autoslim.SearchTrace()
         points = list(autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options))

@@ -1,7 +1,7 @@
 """Budgets as users write them: 300M, 1.2G, 300e6, 60%."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from autoslim.errors import TargetError
 
@@ -14,14 +14,27 @@ def parse_amount(text: str | float, full: float, what: str = "target") -> float:
     Raises:
         TargetError: the text is no positive amount.
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgt%]?)\s*", str(text).lower())
+    return read_amount(text, full, what, units=_SUFFIX, examples="300M, 1.2G, 300e6 or 60%")
+
+
+def read_amount(text: str | float, full: float, what: str, *, units: Mapping[str, float], examples: str) -> float:
+    """Return an amount as a number; `units` are the suffixes it may have, in lower case, and what each is worth.
+
+    Raises:
+        TargetError: the text is no positive amount; `examples` are shown.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", str(text).lower())
     try:
         number = float(match[1]) if match else 0.0
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf") or (match[2] == "%" and not full):
-        raise TargetError(f"{what} {text!r} is not an amount above 0; write it as 300M, 1.2G, 300e6 or 60%")
-    return number / 100 * full if match[2] == "%" else number * _SUFFIX[match[2]]
+    if match and match[2] == "%":
+        number = number / 100 * full
+    elif match:
+        number *= units.get(match[2], 0.0)
+    if not 0 < number < float("inf"):
+        raise TargetError(f"{what} {text!r} is not an amount above 0; write it as {examples}")
+    return number
 
 
 def format_amount(value: float) -> str:

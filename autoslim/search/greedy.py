@@ -1,22 +1,23 @@
 """Greedy slimming (AutoSlim, section 3): narrow the group that hurts least, one step at a time, down to every target."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from tqdm import tqdm
-
 from autoslim.channels.config import ChannelConfig
-from autoslim.cost.table import Cost, CostTable
-from autoslim.cost.targets import check_targets
+from autoslim.cost.budgets import Budgets, Target
+from autoslim.cost.table import Cost
 from autoslim.errors import ConfigError, RunError
 from autoslim.search.contest import Judged, Step, WholeContest
 from autoslim.search.engine import step_evaluator
 from autoslim.search.evaluate import Score
 from autoslim.search.lazy import Everyone, Lazy
+from autoslim.search.pick import PICK_RULES
+from autoslim.search.progress import Progress
 from autoslim.search.trace import Candidate, SearchTrace
 from autoslim.slimmable.supernet import Supernet
 
 SCORES = ("error", "loss")
+EFFORTS = ("fast", "exact")
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,18 @@ class SearchPoint:
     """The first configuration of a descent that meets a target.
 
     Attributes:
-        target: the wanted multiply-adds.
+        target: the amounts that it had to meet.
         config: the configuration, with cost and estimate filled in.
         cost: its cost.
         score: the supernet's estimate on the search images; not the accuracy of a retrained network.
         step: how many steps below full width it lies.
     """
 
-    target: float
+    target: Target
     config: ChannelConfig
     cost: Cost
     score: Score
     step: int
-
-
-# What a step divides the increase of the score by: the paper's rule looks at the score alone.
-PICK_RULES: dict[str, Callable[[int], float]] = {"drop": lambda saved: 1.0, "drop-per-mac": lambda saved: float(saved)}
-EFFORTS = ("fast", "exact")
 
 
 def greedy_search(
@@ -48,7 +44,8 @@ def greedy_search(
     images: Iterable | None = None,
     calibration: Iterable | None = None,
     *,
-    targets: Mapping[str, Iterable[float]],
+    targets: Mapping[str, Iterable[float | str] | float | str],
+    budgets: Budgets | None = None,
     score: str = "error",
     pick: str = "drop",
     effort: str = "exact",
@@ -66,9 +63,11 @@ def greedy_search(
         net: the supernet.
         images: `(images, labels)` batches held out of training.
         calibration: batches of training images for the BN statistics.
-        targets: `{"macs": [60e6, 40e6]}`, or one amount; "60%" is a part of the full network.
+        targets: `{"macs": [60e6, 40e6], "params": "60%"}`: amounts by kind, see `autoslim.cost.budgets`; "60%" is a part of the
+            full network. One configuration meets the largest amounts of all kinds, the next one the second largest.
+        budgets: counts the costs; needed for a latency target, and for memory or size in other than the usual terms.
         score: "error" (the paper) or "loss".
-        pick: "drop" (the paper: the best score) or "drop-per-mac" (the least increase per multiply-add saved).
+        pick: a name of `autoslim.search.pick.PICK_RULES`: "drop" (the paper: the best score), "drop-per-saving", ...
         effort: "exact" evaluates every candidate of every step on all images; "fast" those that an earlier step does not
             speak against, on as many images as it takes to tell them apart.
         evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`; one that also has
@@ -79,7 +78,7 @@ def greedy_search(
 
     Raises:
         TargetError: a target is out of reach; raised by the call itself, before any evaluation.
-        ConfigError: `score` or `pick` is unknown, or neither images nor an evaluator is given.
+        ConfigError: `score`, `pick` or a kind of targets is unknown, or neither images nor an evaluator is given.
     """
     if score not in SCORES:
         raise ConfigError(f"score {score!r} is unknown; pass one of {', '.join(SCORES)}")
@@ -87,38 +86,36 @@ def greedy_search(
         raise ConfigError(f"pick {pick!r} is unknown; pass one of {', '.join(PICK_RULES)}")
     if effort not in EFFORTS:
         raise ConfigError(f"effort {effort!r} is unknown; pass one of {', '.join(EFFORTS)}")
-    if set(targets) != {"macs"}:
-        raise ConfigError(f"targets are for {', '.join(map(repr, targets)) or 'nothing'}; pass {{'macs': [...]}}")
-    table = CostTable(net)
-    wanted = check_targets(targets["macs"], table.cost(net.full()).macs, table.cost(net.narrowest()).macs)
+    budgets = budgets or Budgets(net, targets)
+    wanted = budgets.check(targets)
     if evaluator is None:
         if images is None or calibration is None:
             raise ConfigError("the search needs images and calibration batches, or an evaluator; pass them")
         evaluator = step_evaluator(net, images, calibration, calibration_images=calibration_images)
-    return _descend(net, table, evaluator, wanted, score, pick, effort, trace or SearchTrace(), progress)
+    return _descend(net, budgets, evaluator, wanted, score, pick, effort, trace or SearchTrace(), progress)
 
 
-def _descend(net, table, evaluator, targets, score, pick, effort, trace, progress) -> Iterator[SearchPoint]:
-    remaining = sorted(targets, reverse=True)
+def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progress) -> Iterator[SearchPoint]:
+    remaining = list(targets)
     full = net.full()
     widths = full.widths
-    start = table.cost(widths).macs
     strategy = Lazy(score) if effort == "fast" else Everyone(score)
-    bar = tqdm(total=start - remaining[-1], desc="searching", unit="MAC", unit_scale=True, disable=not progress)
-    with bar:
+    with Progress(budgets.full, targets, shown=progress) as shown:
         known = trace.step(0)
         if not known:
             scored = evaluator.score(full)
-            known = [_candidate(0, "", 0, start, Judged(scored, scored))]
+            known = [_candidate(0, "", 0, budgets.full["macs"], Judged(scored, scored))]
             trace.record(known)
         current = known[-1]
         while True:
-            while remaining and current.macs <= remaining[0]:
-                yield _point(net, table, evaluator, remaining.pop(0), widths, current, effort)
+            costs = budgets.costs(widths)
+            shown.update(costs, f"step {current.step}, {current.macs / 1e6:.3g}M MACs, {score} {getattr(current, score):.4f}")
+            while remaining and remaining[0].met(costs):
+                yield _point(net, budgets, evaluator, remaining.pop(0), widths, current, effort)
             if not remaining:
                 return
             number = current.step + 1
-            step = _step(net, table, widths, current, score, pick)
+            step = _step(net, budgets, widths, costs, current, remaining[0], score, pick)
             candidates = trace.step(number)
             if candidates:
                 _check_recorded(candidates, step)
@@ -132,25 +129,31 @@ def _descend(net, table, evaluator, targets, score, pick, effort, trace, progres
                 ]
                 trace.record(candidates)
             strategy.learn(candidates)
-            previous, current = current, candidates[-1]
+            current = candidates[-1]
             widths = {**widths, current.group: current.width}
-            bar.set_postfix_str(f"step {number}, {current.macs / 1e6:.3g}M MACs, {score} {getattr(current, score):.4f}")
-            bar.update(min(previous.macs, start) - max(current.macs, remaining[-1]))
 
 
-def _step(net: Supernet, table: CostTable, widths: dict[str, int], current: Candidate, score: str, pick: str) -> Step:
-    """Return the choices of a step: every group one choice narrower, where that saves something."""
-    candidates, macs = {}, {}
+def _step(net, budgets, widths, costs, current: Candidate, target: Target, score: str, pick: str) -> Step:
+    """Return the choices of a step: every group narrowed, where that brings the target nearer."""
+    rule = PICK_RULES[pick]
+    narrowed, candidate_costs = {}, {}
     for name, width in widths.items():
-        position = net.choices[name].index(width)
-        if position:
-            narrowed = {**widths, name: net.choices[name][position - 1]}
-            cost = table.cost(narrowed).macs
-            if cost < current.macs:  # a head that only training runs saves nothing
-                candidates[name], macs[name] = _config(net, narrowed), cost
-    savings = {name: PICK_RULES[pick](current.macs - cost) for name, cost in macs.items()}
-    base_score = Score(current.error, current.loss, current.images)
-    return Step(_config(net, widths), base_score, candidates, savings, macs, score, net.full())
+        choices = net.choices[name]
+        for position in reversed(range(choices.index(width))):
+            narrowed[name] = {**widths, name: choices[position]}
+            candidate_costs[name] = budgets.costs(narrowed[name])
+            if costs["macs"] - candidate_costs[name]["macs"] >= rule.share * budgets.full["macs"]:
+                break
+    gains = target.gains(costs, candidate_costs)
+    return Step(
+        base=_config(net, widths),
+        base_score=Score(current.error, current.loss, current.images),
+        candidates={name: _config(net, narrowed[name]) for name in gains},
+        savings=gains if rule.per_saving else dict.fromkeys(gains, 1.0),
+        macs={name: candidate_costs[name]["macs"] for name in gains},
+        score=score,
+        full=net.full(),
+    )
 
 
 def _check_recorded(candidates: list[Candidate], step: Step) -> None:
@@ -176,8 +179,8 @@ def _config(net: Supernet, widths: dict[str, int]) -> ChannelConfig:
     return net.make_config([widths[width.name] for width in net.widths])
 
 
-def _point(net, table, evaluator, target: float, widths: dict[str, int], at: Candidate, effort: str) -> SearchPoint:
-    cost = table.cost(widths)
+def _point(net, budgets, evaluator, target: Target, widths: dict[str, int], at: Candidate, effort: str) -> SearchPoint:
+    cost = budgets.table.cost(widths)
     config = _config(net, widths)
     # A fast search judged it on a sample.
     sampled = effort == "fast" and hasattr(evaluator, "contest")
