@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4, help="steps of the descent with random weights")
     parser.add_argument("--target", default="50%", help="multiply-adds to descend to, of a trained run: 75%%,50%%")
     parser.add_argument("--score", choices=["error", "loss"], default="loss")
-    parser.add_argument("--pick", choices=["drop", "drop-per-mac"], default="drop")
+    parser.add_argument("--pick", choices=["drop", "drop-per-saving"], default="drop")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if (args.space is None) == (args.run is None):

@@ -120,9 +120,7 @@ def test_costs_are_those_of_fvcore(kind):
     net = supernet(kind, divisor=1, steps=16)
     target = 0.5 * counted(autoslim.materialize(net, net.full()))
     trace = OrderTrace()
-    (point,) = random_search(
-        net, targets={"macs": [target]}, configurations=5, tolerance=0.1, evaluator=Table(lumpy), trace=trace
-    )
+    (point,) = random_search(net, targets={"macs": [target]}, evaluations=5, tolerance=0.1, evaluator=Table(lumpy), trace=trace)
     assert len(trace.rows) == 5
     for row in trace.rows:
         macs = counted(autoslim.materialize(net, net.make_config(row.widths)))
@@ -214,9 +212,9 @@ def test_the_best_of_what_was_judged_is_picked(order, score, tmp_path):
         tuple(map(int, cell.split())) for cell in rows["widths"]
     ]
     assert not rows.duplicated(["target", "widths"]).any() and len(set(evaluator.asked)) == len(rows)
-    assert [p.target for p in points] == sorted(set(rows["target"]), reverse=True)
+    assert [p.target.amounts["macs"] for p in points] == sorted(set(rows["target"]), reverse=True)
     for point in points:
-        tried = rows[rows["target"] == point.target]
+        tried = rows[rows["target"] == point.target.amounts["macs"]]
         best = tried.sort_values([score, "macs"], kind="stable").iloc[0]
         assert list(tried["picked"]) == [int(i == best.name) for i in tried.index]
         assert " ".join(map(str, point.config.widths.values())) == best["widths"]
@@ -259,7 +257,7 @@ def test_a_configuration_without_a_score_is_never_picked():
     trace = OrderTrace()
     first = tuple(random_configs(net, 0.5 * full_macs(net), 1)[0].widths.values())
     evaluator = Table(lambda widths: float("nan") if tuple(widths.values()) == first else 0.5)
-    (point,) = random_search(net, targets={"macs": ["50%"]}, configurations=5, evaluator=evaluator, trace=trace)
+    (point,) = random_search(net, targets={"macs": ["50%"]}, evaluations=5, evaluator=evaluator, trace=trace)
     assert trace.rows[0].widths == first and point.score.error == 0.5
 
 
@@ -288,7 +286,7 @@ def test_evolution_finds_the_optimum_and_is_no_worse_than_random():
         best = min(map(error, inside))
         options = {"targets": {"macs": [target]}, "evaluator": Table(error), "seed": seed, "tolerance": 0.05}
         (evolved,) = evolution_search(net, evaluations=200, **options)
-        (drawn,) = random_search(net, configurations=200, **options)
+        (drawn,) = random_search(net, evaluations=200, **options)
         assert best <= evolved.score.error <= drawn.score.error
         evolved_hits += evolved.score.error == best
         drawn_hits += drawn.score.error == best
@@ -407,7 +405,7 @@ def test_more_configurations_and_targets_go_on_from_the_record(tmp_path):
 def test_a_record_of_another_search_is_refused_and_kept(order, tmp_path):
     net, path = deep(), tmp_path / "record.csv"
     options = {"targets": {"macs": ["50%"]}, "evaluator": Table(lumpy)}
-    list(random_search(net, trace=OrderTrace(path), configurations=40, **options))
+    list(random_search(net, trace=OrderTrace(path), evaluations=40, **options))
     before = path.read_text()
     with pytest.raises(autoslim.AutoSlimError, match="was written by another search"):
         list(order(net, trace=OrderTrace(path), **options))
@@ -421,7 +419,7 @@ def test_foreign_and_damaged_files_are_refused_and_kept(tmp_path):
         OrderTrace(path)
     assert path.read_text() == "a,b\n1,2\n"
     path.unlink()
-    list(random_search(net, targets={"macs": ["50%"]}, configurations=4, evaluator=Table(lumpy), trace=OrderTrace(path)))
+    list(random_search(net, targets={"macs": ["50%"]}, evaluations=4, evaluator=Table(lumpy), trace=OrderTrace(path)))
     lines = path.read_text().splitlines()
     for broken in (lines[2].replace(",", ";", 2), lines[2].replace(" ", " x", 1)):
         path.write_text("\n".join([*lines[:2], broken, *lines[3:]]) + "\n")

@@ -17,6 +17,7 @@ VERBS = {
     "spaces": "list the search spaces that ship",
     "inspect": "show channel groups, their choices, and what is frozen and why",
     "profile": "show multiply-adds, parameters and bytes at any width",
+    "latency-table": "measure layers on this machine, and predict the latency of any configuration",
     "train": "train a supernet, a US-Net or an S-Net",
     "search": "slim a supernet to every target",
     "retrain": "train a found configuration from scratch, or several jointly",
@@ -36,7 +37,7 @@ class Verbs(click.Group):
     def get_command(self, ctx, name):
         if name not in VERBS:
             return None
-        name += "_" if keyword.iskeyword(name) else ""
+        name = name.replace("-", "_") + ("_" if keyword.iskeyword(name) else "")
         return getattr(importlib.import_module(f"autoslim.commands.{name}"), name)
 
     def resolve_command(self, ctx, args):

@@ -28,7 +28,7 @@ def demo(out, seed):
     supernet = out / "supernet"
     train_run(load_space("digits_cnn"), "digits", supernet, seed=seed, device="cpu")
     say(f"2/4 searching channel numbers for {', '.join(TARGETS)} of its multiply-adds")
-    found = search_run(supernet, TARGETS, device="cpu")
+    found, _ = search_run(supernet, {"macs": TARGETS}, device="cpu")
     say(f"3/4 retraining {len(found)} networks from scratch: the searched ones, and uniform ones of equal cost")
     rows = [("network", "MACs", "params", "supernet estimate", "retrained accuracy")]
     runs = []

@@ -203,10 +203,10 @@ def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEv
     return SupernetEvaluator(net, *judged_on(images, rules), calibration_images=rules["calibration_images"])
 
 
-def search_evaluator(space: Space, net: Supernet, images: Images, rules: dict, memory_budget: float) -> SupernetEvaluator:
+def search_evaluator(space: Space, net: Supernet, images: Images, rules: dict, **options) -> SupernetEvaluator:
     """Return what judges the candidates of a search, in parts where the network can be run so."""
-    options = {"calibration_images": rules["calibration_images"], "memory_budget": memory_budget}
-    return step_evaluator(net, *judged_on(images, rules), rules=load_rules(space.groups["rules"]), **options)
+    options |= {"calibration_images": rules["calibration_images"], "rules": load_rules(space.groups["rules"])}
+    return step_evaluator(net, *judged_on(images, rules), **options)
 
 
 def judged_on(images: Images, rules: dict) -> tuple[Loader, Loader]:

@@ -1,25 +1,56 @@
 """autoslim search: from a supernet to one channel configuration a target."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from autoslim.commands import options
 
+ORDERS = ("greedy", "uniform", "random", "evolution")
+
+
+def _target(name: str, help: str):
+    return click.option(f"--{name}-target", name, multiple=True, metavar="AMOUNT", help=help)
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@_target("flops", "Multiply-adds, as 300M, 1.2G, 300e6 or 60% of the full network.")
+@_target("params", "Parameters, as 2M or 60%.")
+@_target("size", "Bytes of the parameters at --size-precision, as 4MB, 500kB or 60%.")
+@_target("memory", "Bytes of the parameters and of the activations alive at once, for --batch images, as 20MB or 60%.")
+@_target("latency", "Time of a forward pass of --batch images on --latency-device, as 12ms or 60%.")
 @click.option(
-    "--flops-target", "targets", multiple=True, required=True, metavar="AMOUNT",
-    help="Multiply-adds, as 300M, 1.2G, 300e6 or 60% of the full network; give one for each wanted network.",
+    "--size-precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True,
+    help="What a parameter is stored in, for --size-target.",
 )  # fmt: skip
-@click.option("--score", type=click.Choice(["error", "loss"]), help="What judges a candidate, in place of the space's.")
-@click.option("--pick", type=click.Choice(["drop", "drop-per-mac"]), help="Which candidate wins, in place of the space's.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images, for memory and latency.")
+@click.option("--latency-device", default="cpu", show_default=True, help="Where latency is measured: cpu or cuda.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads, for latency on a CPU.")
 @click.option(
-    "--effort", type=click.Choice(["exact", "fast"]), default="exact", show_default=True,
-    help="exact: score every candidate of every step. fast: those that earlier steps do not speak against, on as many images "
-    "as it takes to tell them apart.",
+    "--latency-table", type=click.Path(path_type=Path), metavar="FILE",
+    help="Written by `autoslim latency-table`.  [default: measured into RUN]",
+)  # fmt: skip
+@click.option(
+    "--order", type=click.Choice(ORDERS), default="greedy", show_default=True,
+    help="greedy; or, for comparison, to --flops-target: the largest uniform, the best of random ones, evolution.",
+)  # fmt: skip
+@click.option("--evaluations", default=100, show_default=True, type=click.IntRange(2), help="A target, of random and evolution.")
+@click.option("--score", type=click.Choice(["error", "loss"]), help="What judges a candidate, in place of the space's.")
+@click.option(
+    "--pick", type=click.Choice(["drop", "drop-per-saving"]),
+    help="drop: the least increase of the score wins a step. drop-per-saving: that for what it saves.  [default: the space's]",
+)  # fmt: skip
+@click.option(
+    "--effort", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
+    help="exact: decide every step among all candidates, on all images. fast: among those that earlier steps do not speak "
+    "against, on as many images as it takes to tell them apart.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
+    help="What candidates are compared in; estimates are always in full precision.",
 )  # fmt: skip
 @click.option(
     "--memory-budget", metavar="BYTES", default="4G", show_default=True,
@@ -28,20 +59,33 @@ from autoslim.commands import options
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
 @options.json_option
-def search(run, targets, score, pick, effort, memory_budget, out, device, as_json):
-    """Slim the supernet in RUN greedily and write one configuration a target, with the equal-cost uniform one beside it.
+def search(run, flops, params, size, memory, latency, as_json, **how):
+    """Slim the supernet in RUN and write one configuration a target, with the equal-cost uniform one beside it.
+
+    Every kind of target may be given several times. All kinds hold together: the largest amounts of all of them make one
+    target, the second largest the next; a kind that is given once holds for all. Amounts in % are of the full network.
+    Run by `torchrun --nproc-per-node N -m autoslim search ...`, N processes share the work.
 
     All accuracies are supernet estimates on images held out of training; `autoslim retrain` gives the real ones.
     """
-    found = search_run(run, targets, out=out, score=score, pick=pick, effort=effort, memory_budget=memory_budget, device=device)
+    given = {"macs": flops, "params": params, "size": size, "memory": memory, "latency": latency}
+    targets = {kind: amounts for kind, amounts in given.items() if amounts}
+    if not targets:
+        raise click.UsageError("there is no target; give --flops-target 60%, or another budget")
+    if how["order"] != "greedy" and set(targets) != {"macs"}:
+        raise click.UsageError(f"--order {how['order']} takes --flops-target and no other target")
+    found, notes = search_run(run, targets, **how)
+    if found is None:
+        return  # another process of several tells
     if as_json:
         options.print_json([{"path": str(path), **config.to_json()} for path, config in found])
         return
     from autoslim.report.tables import configuration_table
 
     click.echo(configuration_table(found))
-    paths = " ".join(str(path) for path, _ in found[:1])
-    click.echo(f"next: autoslim retrain {paths} --data DATA --out RUN", err=True)
+    for note in notes:
+        click.echo(note)
+    click.echo(f"next: autoslim retrain {found[0][0]} --data DATA --out RUN", err=True)
 
 
 def load_supernet(run: Path, device: str):
@@ -65,46 +109,56 @@ def load_supernet(run: Path, device: str):
 
 
 def search_run(
-    run: Path, targets, *, out: Path | None = None, score=None, pick=None, effort="exact", memory_budget="4G", device="auto"
-):
-    """Search in a run folder; returns (path, configuration) pairs: the found ones, each followed by its uniform equal."""
+    run: Path, targets: Mapping, *, out: Path | None = None, order="greedy", evaluations=100, score=None, pick=None,
+    effort="fast", precision="fp32", memory_budget="4G", device="auto", **terms,
+) -> tuple[list | None, list[str]]:  # fmt: skip
+    """Search in a run folder.
+
+    Args:
+        run: folder of a trained supernet.
+        targets: amounts by kind, see `autoslim.cost.budgets`.
+        terms: `size_precision`, `batch`, `latency_device`, `threads` and `latency_table`, see `autoslim.commands.budgets`.
+
+    Returns:
+        (path, configuration) pairs, the found ones, each followed by its uniform equal (of a greedy search), and what else is
+        to be said of them; (None, []) in all processes of several but the first.
+    """
     from dataclasses import replace
 
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
-    from autoslim.cost.table import CostTable
-    from autoslim.cost.targets import check_targets, format_amount, parse_amount
+    from autoslim.commands.budgets import open_budgets
+    from autoslim.cost.targets import parse_amount
     from autoslim.errors import RunError
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
-    from autoslim.search.greedy import greedy_search
-    from autoslim.search.trace import SearchTrace
+    from autoslim.search.ranks import Ranks
     from autoslim.slimmable import family
 
+    ranks = Ranks()
+    device = ranks.device(device)
     net, space, settings = load_supernet(run, device)
-    table = CostTable(net)
-    wanted = check_targets(targets, table.cost(net.full()).macs, table.cost(net.narrowest()).macs)
-    rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}, "effort": effort}
     budget = parse_amount(memory_budget, 0, "--memory-budget")
     if settings["held_out"] is None:
         raise RunError(
             f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
         )
+    budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
+    wanted = budgets.check(targets)
+    place = runs.choose_device(device)
     images = runs.load_images(
-        settings["data"],
-        space.input_shape,
-        settings["held_out"],
-        settings["seed"],
-        runs.choose_device(device),
-        settings["skip_corrupt"],
+        settings["data"], space.input_shape, settings["held_out"], settings["seed"], place, settings["skip_corrupt"]
     )
     if settings.get("images", images.counts()) != images.counts():
         raise RunError(
             f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
             "held-out images would not be the same; restore the data, or train again"
         )
-    out = out or run / "search"
-    probe_writable(out)
+    rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}
+    rules |= {"order": order} | (
+        {"effort": effort, "precision": precision} if order == "greedy" else {"evaluations": evaluations}
+    )
+    out = out or run / ("search" if order == "greedy" else f"search-{order}")
     provenance = {
         "data": settings["data"],
         "seed": settings["seed"],
@@ -112,42 +166,80 @@ def search_run(
         "search": rules,
         "images": len(images.search),
     }
-    runs.write_run(out, "search", **provenance)
-    evaluator = runs.search_evaluator(space, net, images, rules, budget)
-    trace = SearchTrace(out / "trace.csv")
+    evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
+    points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, settings["seed"])
+    if ranks.rank == 0:
+        probe_writable(out)
+        runs.write_run(out, "search", **provenance)
     provenance |= {"versions": runs.versions(), "retrain": space.retrain}
     if space.width_argument and space.full_width >= 1:
         provenance["default_channels"] = family.width_config(space, net, 1.0).widths
 
-    def finish(config: ChannelConfig, estimate: dict, **extra) -> ChannelConfig:
-        config = family.with_model(config, space)
-        cost = table.cost(config).to_json()
-        return replace(config, cost=cost, estimate=estimate, provenance={**provenance, **extra})
+    def finish(config: ChannelConfig, estimate: dict, target, **extra) -> ChannelConfig:
+        costs = budgets.costs(config)
+        extra |= {"target": target.to_json(), "costs": costs, "terms": budgets.terms}
+        config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
+        return replace(config, provenance={**provenance, **extra})
 
-    found, uniforms = [], uniform_family(space, net)
-    for point in greedy_search(
-        net,
-        targets={"macs": wanted},
-        score=rules["score"],
-        pick=rules["pick"],
-        effort=effort,
-        evaluator=evaluator,
-        trace=trace,
-        progress=True,
-    ):
-        name = format_amount(point.target)
-        target = {"macs": point.target}
-        config = finish(point.config, point.config.estimate, kind="searched", target=target)
-        equal = equal_cost_uniform(uniforms, table, point.cost.macs)
-        estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
-        equal = finish(equal, estimate, kind="uniform", target=target)
-        for prefix, each in (("", config), ("uniform-", equal)):
-            path = out / f"{prefix}{name}.json"
-            each.save(path)
+    found, notes, reached, uniforms = [], [], [], uniform_family(space, net)
+    for point in points:
+        pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
+        reached.append((point.cost.macs, point.score))
+        if order == "greedy":
+            equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
+            estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
+            pair.append(("uniform-", finish(equal, estimate, point.target, kind="uniform")))
+        for prefix, each in pair:
+            path = out / f"{prefix}{point.target.label}.json"
+            if ranks.rank == 0:
+                remeasured = budgets.remeasure(each, point.target)
+                if remeasured is not None:
+                    each = replace(each, provenance={**each.provenance, "latency": remeasured.to_json()})
+                    notes.append(_remeasured(path, remeasured))
+                each.save(path)
             found.append((path, each))
-    uniform = [(table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
-    write_spectrum(out / "spectrum.csv", uniform, trace.path_taken())
-    return found
+    if order == "greedy":
+        uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
+        if ranks.rank == 0:
+            write_spectrum(out / "spectrum.csv", uniform, _path(trace, reached, effort))
+    return (found, notes) if ranks.rank == 0 else (None, [])
+
+
+def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path, ranks, seed: int) -> tuple:
+    """Return what yields the found configurations, and its trace."""
+    from autoslim.search import orders
+    from autoslim.search.greedy import greedy_search
+    from autoslim.search.trace import SearchTrace
+
+    first = ranks.rank == 0
+    common = {"score": rules["score"], "evaluator": evaluator, "progress": first}
+    if order == "greedy":
+        trace = SearchTrace(out / "trace.csv", writes=first)
+        common |= {"budgets": budgets, "pick": rules["pick"], "effort": rules["effort"]}
+        targets = {kind: [target.amounts[kind] for target in wanted] for kind in wanted[0].amounts}
+        search = greedy_search
+    else:
+        trace = orders.OrderTrace(out / "trace.csv", writes=first)
+        targets = {"macs": [target.amounts["macs"] for target in wanted]}
+        search = getattr(orders, f"{order}_search")
+        if order != "uniform":
+            common |= {"evaluations": rules["evaluations"], "seed": seed}
+    ranks.wait()  # all have read what the first may write anew
+    return search(net, targets=targets, trace=trace, **common), trace
+
+
+def _remeasured(path: Path, found) -> str:
+    verdict = "holds" if found.holds else "is missed"
+    spread = f"{found.latency.low_ms:.3g} to {found.latency.high_ms:.3g}"
+    return f"{path}: {found.latency.median_ms:.3g} ms ({spread}) on {found.latency.device}; {found.target_ms:.3g} ms {verdict}"
+
+
+def _path(trace, reached: list, effort: str) -> list:
+    """Return multiply-adds and scores on all images along the way down; a fast search has them of what it found only."""
+    from autoslim.search.evaluate import Score
+
+    taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
+    return taken if effort == "exact" else [taken[0], *(row for row in reached if row[0] != taken[0][0])]
 
 
 def uniform_sweep(net) -> list:

@@ -1,13 +1,23 @@
 """Latency of a network, measured."""
 
+import contextlib
+import functools
+import platform
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
+from autoslim.channels.trace import as_inputs
+from autoslim.errors import RunError
+from autoslim.slimmable.family import place
 from autoslim.slimmable.modes import eval_mode
+
+BACKENDS = ("torch", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,85 @@ class Latency:
         """Return the latency as a JSON object."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, times: Sequence[float], device: str) -> "Latency":
+        """Return the latency of measured times in milliseconds."""
+        deciles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]]
+        return cls(statistics.median(times), deciles[0], deciles[-1], len(times), device)
+
+    @classmethod
+    def over(cls, rounds: Sequence["Latency"]) -> "Latency":
+        """Return the latency of several rounds: the median of their medians, and of their percentiles."""
+        middle = [statistics.median(getattr(each, name) for each in rounds) for name in ("median_ms", "low_ms", "high_ms")]
+        return cls(*middle, sum(each.repeats for each in rounds), rounds[0].device)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how latency is measured.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:N".
+        batch: examples in one forward pass.
+        threads: threads of the CPU.
+        backend: "torch", or "onnxruntime" on the CPU.
+
+    Raises:
+        RunError: a value is out of range, or the backend does not measure on the device.
+    """
+
+    device: str = "cpu"
+    batch: int = 1
+    threads: int = 1
+    backend: str = "torch"
+
+    def __post_init__(self):
+        for name in ("batch", "threads"):
+            if getattr(self, name) < 1:
+                raise RunError(f"{name} {getattr(self, name)} is below 1; latency needs at least one")
+        if self.backend not in BACKENDS:
+            raise RunError(f"backend {self.backend!r} is unknown; pass {' or '.join(BACKENDS)}")
+        if self.backend == "onnxruntime" and torch.device(self.device).type != "cpu":
+            raise RunError(f"onnxruntime is measured on the CPU, not on {self.device!r}; pass cpu, or the torch backend")
+
+    @property
+    def device_name(self) -> str:
+        """The name that the device gives itself."""
+        return _cpu_name() if torch.device(self.device).type == "cpu" else torch.cuda.get_device_name(self.device)
+
+    def inputs(self, example) -> tuple:
+        """Return the inputs that are measured: the first example `[1, C, H, W]`, as often as the batch has examples."""
+
+        def repeat(value):
+            if not isinstance(value, torch.Tensor):
+                return value
+            whole = value[:1].detach().expand(self.batch, *value.shape[1:])
+            # As the batches of `Loader` are laid out.
+            layout = torch.channels_last if self.device != "cpu" and value.dim() == 4 else torch.contiguous_format
+            return whole.to(self.device).clone(memory_format=layout)
+
+        return tree_map(repeat, as_inputs(example))
+
+
+@functools.cache
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch compute with a number of CPU threads for the length of a `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 @torch.inference_mode()
 def measure_latency(network: nn.Module, inputs: tuple, *, repeats: int = 50, warmup: int = 10) -> Latency:
@@ -40,18 +129,120 @@ def measure_latency(network: nn.Module, inputs: tuple, *, repeats: int = 50, war
         repeats, warmup: measured passes, and passes before them.
     """
     device = next(network.parameters()).device
-    times = []
     with eval_mode(network):
-        for index in range(warmup + repeats):
-            _wait(device)
-            started = time.perf_counter()
-            network(*inputs)
-            _wait(device)
-            if index >= warmup:
-                times.append(1000 * (time.perf_counter() - started))
-    deciles = statistics.quantiles(times, n=10)
+        times = time_calls(lambda: network(*inputs), device, repeats=repeats, warmup=warmup, seconds=0)
     where = f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return Latency(statistics.median(times), deciles[0], deciles[-1], repeats, where)
+    return Latency.of(times, where)
+
+
+def time_calls(
+    call: Callable[[], object],
+    device: torch.device,
+    *,
+    repeats: int,
+    warmup: int,
+    seconds: float,
+    inner: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Return the milliseconds of a call, measured until there are `repeats` times and they add up to `seconds`.
+
+    Args:
+        inner: calls in a row that are timed as one; a GPU works through them without waiting in between.
+        clock: seconds now.
+    """
+    for _ in range(warmup):
+        call()
+    times: list[float] = []
+    total = 0.0
+    while len(times) < repeats or total < seconds:
+        _wait(device)
+        started = clock()
+        for _ in range(inner):
+            call()
+        _wait(device)
+        spent = clock() - started
+        total += spent
+        times.append(1000 * spent / inner)
+    return times
+
+
+def measure(network: nn.Module, inputs: tuple, setup: Setup, *, whole: bool = True) -> Latency:
+    """Time one round of forward passes of a plain network, or of a part of one, under a setup.
+
+    On one CPU thread this is the time that the thread computes: that of a clock on the wall where nothing else runs, and
+    no longer where other programs take the core for a while. Elsewhere it is that of a clock on the wall.
+
+    Args:
+        network: its modules are moved to the device.
+        inputs: what `setup.inputs` returns.
+        whole: wait for every pass, as a user of the network does. A part is one of many that a GPU is given in a row.
+
+    Raises:
+        RunError: the backend is not installed, or does not run the network.
+    """
+    device = torch.device(setup.device)
+    floors = {"repeats": 20, "warmup": 3, "seconds": 0.1} if whole else {"repeats": 10, "warmup": 3, "seconds": 0.003}
+    inner = 20 if device.type == "cuda" and not whole else 1
+    with using_threads(setup.threads), torch.inference_mode():
+        place(network, device).eval()
+        if setup.backend == "onnxruntime":
+            from autoslim.cost.onnx_backend import onnx_call
+
+            call = onnx_call(network, inputs, threads=setup.threads)
+        else:
+            call = functools.partial(network, *inputs)
+        clock = time.thread_time if device.type == "cpu" and setup.threads == 1 else time.perf_counter
+        times = time_calls(call, device, inner=inner, clock=clock, **floors)
+    return Latency.of(times, setup.device_name)
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """A finished network against its target.
+
+    Attributes:
+        latency: measured end to end.
+        target_ms: what it was to stay within.
+        holds: whether the median does.
+    """
+
+    latency: Latency
+    target_ms: float
+    holds: bool
+
+    def to_json(self) -> dict:
+        """Return the measurement as a JSON object."""
+        return asdict(self)
+
+
+def remeasure(network: nn.Module, example, *, target_ms: float, setup: Setup, rounds: int = 5) -> Remeasured:
+    """Measure a plain network end to end and compare it with its target.
+
+    Args:
+        network: what `materialize` returns for a configuration; it is moved to the device.
+        example: one input `[N, C, H, W]` or a tuple of inputs; the first example is repeated to the batch of the setup.
+        setup: that of the latency table (`LatencyTable.setup`).
+    """
+    inputs = setup.inputs(example)
+    latency = Latency.over([measure(network, inputs, setup) for _ in range(rounds)])
+    return Remeasured(latency, target_ms, latency.median_ms <= target_ms)
+
+
+def width_message(full: Latency, narrowest: Latency, *, limit: float = 0.8) -> str | None:
+    """Return one line where narrower networks are hardly faster on a device, None where they are.
+
+    Args:
+        full, narrowest: the widest and the narrowest network, measured end to end.
+        limit: part of the full network's time above which the narrowest counts as no faster.
+    """
+    part = narrowest.median_ms / full.median_ms
+    if part <= limit:
+        return None
+    return (
+        f"width hardly helps on {full.device}: the narrowest network takes {part:.0%} of the full one's time "
+        f"({narrowest.median_ms:.3g} of {full.median_ms:.3g} ms); take a larger --batch, another device, or a target in multiply-adds"
+    )
 
 
 def _wait(device: torch.device) -> None:

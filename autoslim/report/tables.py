@@ -29,12 +29,11 @@ def align(rows: list[tuple]) -> str:
     return "\n".join(lines)
 
 
-def write_spectrum(path: str | Path, uniform: list, path_taken: list) -> None:
-    """Write the supernet estimates of uniform subnets, `(macs, Score)`, and of the greedy path, as CSV."""
+def write_spectrum(path: str | Path, uniform: list, searched: list) -> None:
+    """Write the supernet estimates of uniform subnets and of searched ones, `(macs, Score)` each, as CSV."""
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SPECTRUM_COLUMNS)
-        for macs, score in uniform:
-            writer.writerow(["uniform", macs, score.error, score.loss, score.images])
-        for candidate in path_taken:
-            writer.writerow(["greedy", candidate.macs, candidate.error, candidate.loss, candidate.images])
+        for series, rows in (("uniform", uniform), ("greedy", searched)):
+            for macs, score in rows:
+                writer.writerow([series, macs, score.error, score.loss, score.images])

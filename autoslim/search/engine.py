@@ -80,7 +80,8 @@ class PartialEvaluator(SupernetEvaluator):
         self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
         self._room = int(memory_budget * 3 / 4 / max(1, self._partial.bytes))
         # A norm that keeps no statistics makes an image's score depend on the others of its batch.
-        self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _NormBase))
+        with eval_mode(net):
+            self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _NormBase))
         self._size = min(self.batch, self._most)
         if self._alone:
             self._images = [(_part(x, i, i + self._size), target[i : i + self._size])
@@ -88,6 +89,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._precision = PRECISIONS[precision]
         self._race = {**RACE, **(race or {})}
         self._order: str | None = None
+        self._given: Tensor | None = None  # where the images as they were given are now
         self._full: Judgement | None = None
         self.base: Judgement | None = None
         self._kept: dict[tuple[str, int], tuple[dict, str | None]] = {}
@@ -107,7 +109,10 @@ class PartialEvaluator(SupernetEvaluator):
         judged = self._judge(config)
         if config.widths == self.net.full().widths:
             self._full = judged
-        return judged.score(len(self._images))
+        values = judged.values(len(self._images))
+        # Summed in the order in which the images were given, whatever it is now: the same digits at any time.
+        error, loss = (values if self._given is None else values[:, self._given]).mean(dim=1).tolist()
+        return Score(error, loss, self.images)
 
     def _judge(self, config: ChannelConfig) -> Judgement:
         judged, found = Judgement(config), {}
@@ -160,6 +165,7 @@ class PartialEvaluator(SupernetEvaluator):
             order = self._full.values(len(self._images))[1].argsort(descending=True, stable=True)
         else:
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
+        self._given = order.argsort() if self._given is None else order.argsort()[self._given]
         x, target = tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._images)
         order = order.to(target.device)
         rows = order.split(self._size)

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from autoslim.channels.config import ChannelConfig
+from autoslim.cost.budgets import Target
 from autoslim.cost.table import CostTable
 from autoslim.cost.targets import check_targets, format_amount
 from autoslim.errors import ConfigError, RunError, TargetError
@@ -49,13 +50,13 @@ def uniform_search(
 
 def random_search(
     net: Supernet, images: Iterable | None = None, calibration: Iterable | None = None, *, targets: Mapping,
-    configurations: int = 100, tolerance: float = 0.01, seed: int = 0, **options,
+    evaluations: int = 100, tolerance: float = 0.01, seed: int = 0, **options,
 ) -> Iterator[SearchPoint]:  # fmt: skip
     """Yield the best of some random configurations just below every target, largest target first.
 
     Args:
         net, images, calibration, targets, options: see `uniform_search`.
-        configurations: how many different ones are evaluated for a target; fewer where no more are found.
+        evaluations: how many different ones are evaluated for a target; fewer where no more are found.
         tolerance: how far below the target they may lie, as a part of it. How they are drawn says `random_configs`.
         seed: of the configurations; each target has its own.
 
@@ -63,13 +64,13 @@ def random_search(
         TargetError, ConfigError: see `uniform_search`; and no configuration is found so close to a target.
     """
     search = _Search(net, images, calibration, targets, **options)
-    plans = {target: _Window(net, search.macs, target, tolerance, seed).draws(configurations) for target in search.targets}
+    plans = {target: _Window(net, search.macs, target, tolerance, seed).draws(evaluations) for target in search.targets}
 
     def order(target: float, judge: Callable) -> None:
         for widths in plans[target]:
             judge(widths)
 
-    return search.run(order, configurations)
+    return search.run(order, evaluations)
 
 
 def evolution_search(
@@ -294,7 +295,9 @@ class _Search:
         cost = CostTable(self._net).cost(config := self._net.make_config(widths))
         config = replace(config, cost=cost.to_json(), estimate={"kind": "supernet estimate", **score.to_json()})
         step = sum(choice > width for row, width in zip(self._net.widths, widths) for choice in row.choices)
-        return SearchPoint(target=target, config=config, cost=cost, score=score, step=step)
+        return SearchPoint(
+            target=Target({"macs": target}, format_amount(target)), config=config, cost=cost, score=score, step=step
+        )
 
 
 @dataclass(frozen=True)
@@ -314,13 +317,15 @@ class OrderTrace:
     Args:
         path: CSV file; rows that it already holds are taken over, an unfinished last row is dropped. It does not know the
             weights and images that they were scored with: keep one file for each.
+        writes: whether this process is the one of several that writes the file.
 
     Raises:
         RunError: the file is no such record.
     """
 
-    def __init__(self, path: str | Path | None = None):
+    def __init__(self, path: str | Path | None = None, *, writes: bool = True):
         self._path = Path(path) if path else None
+        self._writes = writes
         self.rows: list[Evaluated] = []
         self._whole = False  # whether the file ends with a whole row
         if self._path and self._path.exists():
@@ -354,12 +359,14 @@ class OrderTrace:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        if self._path:
+        if self._path and self._writes:
             with atomic_write(self._path) as file:
                 file.write("".join([",".join(COLUMNS) + "\n", *map(_line, self.rows)]))
             self._whole = True
 
     def _append(self) -> None:
+        if not self._writes:
+            return
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(_line(self.rows[-1]))

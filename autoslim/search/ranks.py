@@ -21,6 +21,17 @@ class Ranks:
         if self.count > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
+    def device(self, name: str) -> str:
+        """Return the device of this process: of several GPUs its own, where none is named."""
+        if name == "auto" and self.count > 1 and torch.cuda.is_available():
+            return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+        return name
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
     def own(self, items: Iterable[int]) -> list[int]:
         """Return the items that are this process's to work on."""
         return [item for item in items if item % self.count == self.rank]

@@ -49,13 +49,15 @@ class SearchTrace:
 
     Args:
         path: CSV file; rows that it already holds are taken over, an unfinished last step is dropped.
+        writes: whether this process is the one of several that writes the file.
 
     Raises:
         RunError: the file is not a search trace.
     """
 
-    def __init__(self, path: str | Path | None = None):
+    def __init__(self, path: str | Path | None = None, *, writes: bool = True):
         self._path = Path(path) if path else None
+        self._writes = writes
         self.rows: list[tuple[Candidate, bool]] = []
         self._ragged = False
         if self._path and self._path.exists():
@@ -71,7 +73,7 @@ class SearchTrace:
         step = candidates[0].step
         kept = [row for row in self.rows if row[0].step < step]
         rows = [(candidate, candidate is candidates[-1]) for candidate in candidates]
-        if self._path:
+        if self._path and self._writes:
             _append(self._path, rows) if kept and kept == self.rows and not self._ragged else _rewrite(self._path, kept + rows)
         self.rows, self._ragged = kept + rows, False
 

@@ -1,0 +1,71 @@
+"""The budgets of a search, as its run folder and the command line state them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+import torch
+
+from autoslim.channels.config import ChannelConfig
+from autoslim.cost.budgets import Budgets, Target
+from autoslim.cost.latency import Remeasured, Setup, remeasure
+from autoslim.cost.latency_table import LatencyTable, open_table
+from autoslim.factories import load_rules
+from autoslim.slimmable.materialize import example_input, materialize
+from autoslim.slimmable.supernet import Supernet
+from autoslim.spaces import Space
+
+
+class RunBudgets(Budgets):
+    """Budgets, and what a found network is measured with again.
+
+    Attributes:
+        terms: in which terms sizes, memory and latency are counted, as JSON; of the kinds in use only.
+    """
+
+    def __init__(self, net: Supernet, kinds, *, precision: str, batch: int, table: LatencyTable | None):
+        super().__init__(net, kinds, precision=precision, batch=batch, latency=table and table.milliseconds)
+        self._net, self._latency_table = net, table
+        self.terms: dict = {"size_precision": precision} if "size" in kinds else {}
+        self.terms |= {"batch": batch} if {"memory", "latency"} & set(kinds) else {}
+        if table:
+            self.terms |= {"device": table.setup.device_name, "threads": table.setup.threads, "backend": table.setup.backend}
+
+    def remeasure(self, config: ChannelConfig, target: Target) -> Remeasured | None:
+        """Measure a found network end to end, where its latency has a target."""
+        if self._latency_table is None:
+            return None
+        network = materialize(self._net, config)
+        setup = self._latency_table.setup
+        return remeasure(network, example_input(config), target_ms=target.amounts["latency"], setup=setup)
+
+
+def open_budgets(
+    net: Supernet, space: Space, run: Path, targets: Mapping, *, first: bool, wait: Callable[[], None],
+    size_precision: str = "fp32", batch: int = 1, latency_device: str = "cpu", threads: int = 1,
+    latency_table: Path | None = None,
+) -> RunBudgets:  # fmt: skip
+    """Return the budgets of a search; a latency table that is not there yet is measured, by the first process of several.
+
+    Args:
+        run: folder of the supernet, where a latency table goes.
+        targets: amounts by kind.
+        first, wait: whether this is the first process, and what waits for all.
+        size_precision, batch, latency_device, threads, latency_table: as `autoslim search` takes them.
+    """
+    table = None
+    if "latency" in targets:
+        setup = Setup(device=latency_device, batch=batch, threads=threads)
+        path = latency_table or run / f"latency-{latency_device.replace(':', '')}-batch{batch}-threads{threads}.json"
+        example = torch.zeros(1, *space.input_shape)
+        for turn in (first, not first):
+            if turn:
+                table = open_table(
+                    net, example, path, setup=setup, rules=load_rules(space.groups["rules"]), progress=first, report=_say
+                )
+            wait()
+    return RunBudgets(net, targets, precision=size_precision, batch=batch, table=table)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,90 @@
+"""autoslim latency-table: the latency of any configuration on this machine."""
+
+from pathlib import Path
+
+import click
+
+from autoslim.commands import options
+from autoslim.spaces import load_space
+
+
+@click.command("latency-table")
+@click.argument("space")
+@options.device_option
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images in one forward pass.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the CPU.")
+@click.option(
+    "--backend", default="torch", show_default=True, type=click.Choice(["torch", "onnxruntime"]),
+    help="What runs the network; onnxruntime on the CPU.",
+)  # fmt: skip
+@click.option(
+    "--points", default=12, show_default=True, type=click.IntRange(2),
+    help="Widths of a layer that are measured, at most; between them the table interpolates.",
+)  # fmt: skip
+@click.option("--check", default=20, show_default=True, type=click.IntRange(0), help="Random configurations to compare with.")
+@click.option("--out", type=click.Path(path_type=Path), help="The table.  [default: latency-SPACE.json]")
+@options.shape_option
+@options.json_option
+def latency_table(space, device, batch, threads, backend, points, check, out, input_shape, as_json):
+    """Measure the layers of SPACE (a name, a TOML file or pkg.module:factory) at all widths, on this machine.
+
+    From the table the latency of any configuration is predicted; it is compared with that of random configurations measured
+    end to end. Run again, it goes on where it was cut off. Keep the machine quiet meanwhile.
+    """
+    loaded = load_space(space, input_shape=input_shape)
+    out = out or Path(f"latency-{loaded.name.replace(':', '.')}.json")
+    table = space_table(loaded, out, device=device, batch=batch, threads=threads, backend=backend, points=points)
+    found = {
+        "path": str(out), "device": table.full.device, "batch": batch, "threads": threads, "backend": backend,
+        "measured": table.points, "full": table.full.to_json(), "narrowest": table.narrowest.to_json(),
+        "factor": table.factor, "constant_ms": table.constant_ms, "message": table.message,
+    }  # fmt: skip
+    if check:
+        found["check"] = table.check(check, progress=True)
+    options.print_json(found) if as_json else _show(found)
+
+
+def space_table(space, path: Path, *, device="auto", batch=1, threads=1, backend="torch", points=12):
+    """Open the latency table of a search space (`open_table`), with progress on stderr."""
+    import torch
+
+    from autoslim.commands import runs
+    from autoslim.cost.latency import Setup
+    from autoslim.cost.latency_table import open_table
+    from autoslim.factories import load_rules
+    from autoslim.files import probe_writable
+    from autoslim.slimmable.family import build_supernet
+
+    place = "cpu" if device == "auto" and backend == "onnxruntime" else str(runs.choose_device(device))
+    setup = Setup(device=place, batch=batch, threads=threads, backend=backend)
+    probe_writable(path.parent)
+    return open_table(
+        build_supernet(space), torch.zeros(1, *space.input_shape), path, setup=setup, points=points,
+        rules=load_rules(space.groups["rules"]), progress=True, report=lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+
+
+def _show(found: dict) -> None:
+    from autoslim.report.tables import align
+
+    click.echo(f"{found['path']}: {found['measured']} layers and widths on {found['device']}, {_case(found)}")
+    full, narrowest = found["full"]["median_ms"], found["narrowest"]["median_ms"]
+    click.echo(f"widest {full:.3f} ms, narrowest {narrowest:.3f} ms, measured end to end")
+    click.echo(f"prediction = {found['factor']:.3f} x sum of the layers {found['constant_ms']:+.3f} ms")
+    if "check" not in found:
+        return
+    check = found["check"]
+    rows = [("predicted_ms", "measured_ms", "10 % to 90 %", "error", "sum of the layers")]
+    for row in sorted(check["rows"], key=lambda row: row["measured_ms"]):
+        error = row["predicted_ms"] / row["measured_ms"] - 1
+        spread = f"{row['low_ms']:.3f} to {row['high_ms']:.3f}"
+        rows.append((f"{row['predicted_ms']:.3f}", f"{row['measured_ms']:.3f}", spread, f"{error:+.1%}", f"{row['sum_ms']:.3f}"))
+    click.echo(align(rows))
+    click.echo(
+        f"{check['configurations']} random configurations: median absolute error {check['median_error']:.1%}, "
+        f"worst {check['worst_error']:.1%} (the sum alone: {check['raw_median_error']:.1%}, worst {check['raw_worst_error']:.1%})"
+    )
+
+
+def _case(found: dict) -> str:
+    return f"{found['backend']}, batch {found['batch']}, {found['threads']} threads"

@@ -1,0 +1,334 @@
+"""Latency of any configuration on one device, from a table measured once."""
+
+import bisect
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from autoslim import __version__
+from autoslim.channels.config import ChannelConfig
+from autoslim.channels.trace import to_device
+from autoslim.cost.latency import Latency, Setup, measure, width_message
+from autoslim.cost.latency_parts import Parts
+from autoslim.errors import RunError
+from autoslim.files import read_json, write_json
+from autoslim.slimmable.materialize import materialize
+from autoslim.slimmable.supernet import Supernet
+
+_FORMAT = "autoslim.latency/1"
+Measure = Callable[..., Latency]
+
+
+class LatencyTable:
+    """Latency of any configuration of a supernet on one device.
+
+    The network is cut into parts (`Parts`), each of which is measured at pairs of the widths of its input and its output.
+    A prediction is `factor * sum of the parts + constant`; the two numbers are fitted to whole networks that were measured
+    end to end. Between measured widths the prediction is bilinear. What noise makes slower at a narrower width is smoothed:
+    of the smallest and the largest times that never fall as a width grows, the mean.
+
+    Build it with `open_table`.
+
+    Attributes:
+        net: the supernet.
+        setup: device, batch, threads and backend that it holds for.
+        full, narrowest: the widest and the narrowest network, measured end to end.
+        message: one line where narrower networks are hardly faster on this device, else None.
+        factor, constant_ms: how the sum of the parts becomes the time of the network.
+        points: how many different (operations, settings, shapes) it holds.
+    """
+
+    def __init__(self, net: Supernet, records: "_Records", parts: Parts, whole: "_Whole"):
+        self.net, self.setup = net, records.setup
+        self._names = [width.name for width in net.widths]
+        self._whole = whole
+        self._read(parts, records)
+        self.full, self.narrowest = whole.latency(net.full()), whole.latency(net.narrowest())
+        self.message = width_message(self.full, self.narrowest)
+        self.points = records.count("points")
+        self.factor, self.constant_ms = 1.0, 0.0
+        self._calibrate()
+
+    def _read(self, parts: Parts, records: "_Records") -> None:
+        surfaces: dict[tuple, np.ndarray] = {}
+        for part in parts.parts:
+            times = [records.latency("points", parts.key(part, widths)).median_ms for widths in parts.points(part)]
+            grid = _smooth(np.array(times).reshape([len(axis.points) for axis in part.axes]))
+            surfaces[part.axes] = surfaces.get(part.axes, 0) + grid
+        axes = list(dict.fromkeys(axis for row in surfaces for axis in row))
+        self._factors = np.array([axis.factors for axis in axes]).reshape(len(axes), len(self._names))
+        self._points = [list(axis.points) for axis in axes]
+        place = {axis: i for i, axis in enumerate(axes)}
+        self._fixed = float(sum(grid for row, grid in surfaces.items() if not row))
+        self._lines = [(place[row[0]], grid.tolist()) for row, grid in surfaces.items() if len(row) == 1]
+        self._planes = [(place[row[0]], place[row[1]], grid.tolist()) for row, grid in surfaces.items() if len(row) == 2]
+
+    def milliseconds(self, widths: ChannelConfig | Mapping[str, int]) -> float:
+        """Return the predicted time of one forward pass at a configuration (or at group names to channels)."""
+        return max(self.factor * self.sum_of_parts(widths) + self.constant_ms, 1e-6)
+
+    def sum_of_parts(self, widths: ChannelConfig | Mapping[str, int]) -> float:
+        """Return the sum of the measured parts in milliseconds, before it is fitted to whole networks."""
+        chosen = widths.widths if isinstance(widths, ChannelConfig) else widths
+        at = (self._factors @ [chosen[name] for name in self._names]).tolist()
+        places = [_place(points, x) for points, x in zip(self._points, at)]
+        total = self._fixed
+        for axis, row in self._lines:
+            total += _between(row, *places[axis])
+        for first, second, grid in self._planes:
+            i, part = places[first]
+            low = _between(grid[i], *places[second])
+            total += low + part * (_between(grid[i + 1], *places[second]) - low) if part else low
+        return total
+
+    def _calibrate(self) -> None:
+        known = self._whole.calibration
+        sums = np.array([self.sum_of_parts(config) for config in known])
+        times = np.array([self._whole.latency(config).median_ms for config in known])
+        # Least squares of the relative errors.
+        (factor, constant), *_ = np.linalg.lstsq(np.stack([sums, np.ones_like(sums)], 1) / times[:, None], np.ones_like(times))
+        if not (factor > 0 and np.ptp(sums) > 0.01 * sums.max()):
+            factor, constant = float(np.median(times / sums)), 0.0
+        self.factor, self.constant_ms = float(factor), float(constant)
+
+    def check(self, count: int = 20, *, seed: int = 1, progress: bool = False) -> dict:
+        """Compare predictions with end-to-end measurements of random configurations of all sizes.
+
+        None of them is among those that the table was fitted to. What is measured is kept in the file.
+
+        Returns:
+            configurations; median_error and worst_error, absolute and relative, of `milliseconds`; raw_median_error and
+            raw_worst_error of `sum_of_parts`; rows with predicted_ms, sum_ms, measured_ms, low_ms, high_ms and widths.
+        """
+        configs = _draw(self.net, count, seed, self._whole.calibration)
+        if not configs:
+            raise RunError("the network has no configuration beside those that the table was fitted to; leave the check out")
+        self._whole.measure(configs, "checking", progress)
+        rows = []
+        for config in configs:
+            latency = self._whole.latency(config)
+            rows.append(
+                {
+                    "predicted_ms": self.milliseconds(config),
+                    "sum_ms": self.sum_of_parts(config),
+                    "measured_ms": latency.median_ms,
+                    "low_ms": latency.low_ms,
+                    "high_ms": latency.high_ms,
+                    "widths": config.widths,
+                }
+            )
+        found: dict = {"configurations": len(rows)}
+        for prefix, key in (("", "predicted_ms"), ("raw_", "sum_ms")):
+            errors = [abs(row[key] / row["measured_ms"] - 1) for row in rows]
+            found |= {f"{prefix}median_error": float(np.median(errors)), f"{prefix}worst_error": max(errors)}
+        return {**found, "rows": rows}
+
+
+def open_table(
+    net: Supernet,
+    example,
+    path: str | Path | None = None,
+    *,
+    setup: Setup | None = None,
+    rules: Mapping | None = None,
+    points: int = 12,
+    rounds: int = 3,
+    calibration: int = 10,
+    progress: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    measure: Measure = measure,
+) -> LatencyTable:
+    """Read the latency table of a supernet, or measure it, or go on measuring where that was cut off.
+
+    Args:
+        net: the supernet; its weights do not matter.
+        example: one input `[N, C, H, W]` or a tuple of inputs; the first example is repeated to the batch of the setup.
+        path: the file, which is rewritten every few seconds; None keeps the table in memory.
+        setup: device, batch, threads and backend.
+        rules: the rules that the groups of the supernet were found with, if any were given.
+        points: widths of a group that are measured, at most.
+        rounds: how often everything is measured, in turn, so that a noisy moment spoils no layer.
+        calibration: whole networks that the sum of the parts is fitted to, the widest and the narrowest included.
+        report: takes the line that says, before the parts are measured, that width hardly helps on this device.
+        measure: what takes a plain module, inputs, the setup and `whole=` to its latency.
+
+    Raises:
+        ModelError: the network cannot be traced.
+        RunError: the file holds another network, or another device, batch, number of threads or backend.
+    """
+    setup = setup or Setup()
+    device = next(net.parameters()).device
+    parts = Parts(net, to_device(setup.inputs(example), device), rules=rules, points=points)
+    with _Records(path, net, example, setup, parts) as records:
+        whole = _Whole(net, setup.inputs(example), records, rounds, measure)
+        whole.measure([net.full(), net.narrowest()], "measuring the widest and the narrowest network", progress)
+        message = width_message(whole.latency(net.full()), whole.latency(net.narrowest()))
+        if message:
+            report(message)
+        _measure_parts(parts, records, rounds, measure, progress)
+        whole.calibration = [net.full(), net.narrowest()]
+        whole.calibration += _draw(net, calibration - 2, 0, whole.calibration)
+        whole.measure(whole.calibration, "measuring whole networks", progress)
+    return LatencyTable(net, records, parts, whole)
+
+
+def _measure_parts(parts: Parts, records: "_Records", rounds: int, measure: Measure, progress: bool) -> None:
+    wanted = {parts.key(part, widths): (part, widths) for part in parts.parts for widths in parts.points(part)}
+    missing = [(i, key) for i in range(rounds) for key in wanted if records.rounds("points", key) <= i]
+    bar = tqdm(missing, desc="measuring layers", unit="time", disable=not progress)
+    for _, key in bar:
+        module, inputs = parts.build(*wanted[key], records.setup.device)
+        records.add("points", key, measure(module, inputs, records.setup, whole=False))
+
+
+class _Whole:
+    """Whole networks, measured end to end.
+
+    Attributes:
+        calibration: the configurations that a table is fitted to.
+    """
+
+    def __init__(self, net: Supernet, inputs: tuple, records: "_Records", rounds: int, measure: Measure):
+        self._net, self._inputs, self._records, self._rounds, self._measure = net, inputs, records, rounds, measure
+        self.calibration: list[ChannelConfig] = []
+
+    def measure(self, configs: Sequence[ChannelConfig], about: str, progress: bool) -> None:
+        """Measure what is not yet known, in rounds over all of them."""
+        records = self._records
+        missing = [(i, c) for i in range(self._rounds) for c in configs if records.rounds("networks", _key(c)) <= i]
+        with records:
+            for _, config in tqdm(missing, desc=about, unit="net", disable=not progress):
+                network = materialize(self._net, config)
+                records.add("networks", _key(config), self._measure(network, self._inputs, records.setup, whole=True))
+
+    def latency(self, config: ChannelConfig) -> Latency:
+        return self._records.latency("networks", _key(config))
+
+
+class _Records:
+    """Measured latencies by what was measured, in a file that is rewritten every few seconds while a `with` block runs."""
+
+    def __init__(self, path, net: Supernet, example, setup: Setup, parts: Parts):
+        self.setup = setup
+        self._path = None if path is None else Path(path)
+        dtype = next(p.dtype for p in net.parameters())
+        about = {
+            "format": _FORMAT,
+            "network": {"name": type(net.source).__name__, "digest": _digest(net, parts)},
+            "setup": {**asdict(setup), "device_name": setup.device_name, "dtype": str(dtype).removeprefix("torch.")},
+        }
+        self._document = {**about, "versions": _versions(setup), "networks": {}, "points": {}}
+        if self._path is not None and self._path.exists():
+            self._document = _check(read_json(self._path, RunError), about, self._path)
+        self._changed, self._saved = False, time.monotonic()
+
+    def rounds(self, kind: str, key: str) -> int:
+        return len(self._document[kind].get(key, ()))
+
+    def count(self, kind: str) -> int:
+        return len(self._document[kind])
+
+    def add(self, kind: str, key: str, latency: Latency) -> None:
+        row = [round(latency.median_ms, 6), round(latency.low_ms, 6), round(latency.high_ms, 6), latency.repeats]
+        self._document[kind].setdefault(key, []).append(row)
+        self._changed = True
+        if time.monotonic() - self._saved > 5:
+            self.save()
+
+    def latency(self, kind: str, key: str) -> Latency:
+        return Latency.over([Latency(*row, self.setup.device_name) for row in self._document[kind][key]])
+
+    def save(self) -> None:
+        if self._path is not None and self._changed:
+            write_json(self._path, self._document, compact="points")
+        self._changed, self._saved = False, time.monotonic()
+
+    def __enter__(self) -> "_Records":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.save()
+
+
+def _check(document, about: dict, path: Path) -> dict:
+    """Return the document of a table if it was made for the same network and setup."""
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise RunError(f"{path} is no latency table ({_FORMAT}); pass another file to write one")
+    try:
+        theirs, ours = {**document["setup"], "network": document["network"]}, {**about["setup"], "network": about["network"]}
+        different = [name for name in ours if theirs.get(name) != ours[name]]
+        whole = all(len(row) == 4 for kind in ("points", "networks") for rows in document[kind].values() for row in rows)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise RunError(f"{path} is a damaged latency table; remove it, or pass another file")
+    if different:
+        told = "; ".join(f"{name} {_short(theirs.get(name))}, not {_short(ours[name])}" for name in different)
+        raise RunError(f"{path} was measured for another case ({told}); pass another file, or remove it")
+    return document
+
+
+def _short(value) -> str:
+    return f"{value['name']} ({value['digest']})" if isinstance(value, dict) else str(value)
+
+
+def _digest(net: Supernet, parts: Parts) -> str:
+    """Return what tells networks apart: groups, choices, and every operation at full width."""
+    full = np.array([width.full for width in net.widths])
+    about = [{name: list(row) for name, row in net.choices.items()}, [parts.key(part, full) for part in parts.parts]]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+def _versions(setup: Setup) -> dict[str, str]:
+    found = {"autoslim": __version__, "torch": torch.__version__}
+    if setup.backend == "onnxruntime":
+        from autoslim.cost.onnx_backend import onnx_versions
+
+        found |= onnx_versions()
+    return found
+
+
+def _key(config: ChannelConfig) -> str:
+    return " ".join(map(str, config.widths.values()))
+
+
+def _draw(net: Supernet, count: int, seed: int, avoid: Sequence[ChannelConfig]) -> list[ChannelConfig]:
+    """Draw different configurations of all sizes: a level for each, and every group's place up to half of its choices away."""
+    generator = torch.Generator().manual_seed(seed)
+    known, found = {_key(config) for config in avoid}, []
+    for _ in range(20 * max(count, 0)):
+        level, *places = torch.rand(1 + len(net.widths), generator=generator, dtype=torch.float64).tolist()
+        places = [min(1.0, max(0.0, level + place - 0.5)) for place in places]
+        config = net.make_config([w.choices[round(p * (len(w.choices) - 1))] for w, p in zip(net.widths, places)])
+        if _key(config) not in known and len(found) < count:
+            known.add(_key(config))
+            found.append(config)
+    return found
+
+
+def _smooth(times: np.ndarray) -> np.ndarray:
+    """Return times that do not fall as a width grows: the mean of the least ones above and the greatest ones below."""
+    above, below = times, times
+    for axis in range(times.ndim):
+        above = np.maximum.accumulate(above, axis)
+        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis), axis)
+    return (above + below) / 2
+
+
+def _place(points: list[float], x: float) -> tuple[int, float]:
+    """Return the measured point at or below a coordinate, and which part of the way to the next one it is."""
+    i = min(max(bisect.bisect_right(points, x) - 1, 0), max(len(points) - 2, 0))
+    if len(points) == 1:
+        return 0, 0.0
+    return i, min(max((x - points[i]) / (points[i + 1] - points[i]), 0.0), 1.0)
+
+
+def _between(row: list[float], i: int, part: float) -> float:
+    return row[i] + part * (row[i + 1] - row[i]) if part else row[i]
