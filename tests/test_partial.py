@@ -120,20 +120,22 @@ def test_a_network_that_cannot_be_followed_is_run_whole(caplog):
     assert point.score.images == 4
 
 
-def descents(kind, score, budget):
+def descents(kind, score, budget, kept=True):
     net, _ = supernet(kind)
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in (60, 30)]
     calibration = [(torch.randn(n, 3, 8, 8, generator=generator), None) for n in (16, 8)]
     options = {"targets": {"macs": ["75%"]}, "score": score, "pick": "drop-per-saving", "effort": "exact"}
-    for evaluator in (PartialEvaluator(net, data, calibration, memory_budget=budget), SupernetEvaluator(net, data, calibration)):
+    parts = PartialEvaluator(net, data, calibration, memory_budget=budget)
+    parts._room *= kept
+    for evaluator in (parts, SupernetEvaluator(net, data, calibration)):
         trace = autoslim.SearchTrace()
         points = list(autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options))
         yield trace.path_taken(), [p.config.channels for p in points]
 
 
-def check_descents(kind, score, budget):
-    (taken, configs), (whole, expected) = descents(kind, score, budget)
+def check_descents(kind, score, budget, kept=True):
+    (taken, configs), (whole, expected) = descents(kind, score, budget, kept)
     assert configs == expected
     for one, other in zip(taken, whole, strict=True):
         assert (one.group, one.width, one.images) == (other.group, other.width, 90)
@@ -143,6 +145,11 @@ def check_descents(kind, score, budget):
 @pytest.mark.parametrize("kind", CLASSIFIERS, ids=lambda kind: kind.__name__)
 def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind):
     check_descents(kind, "loss", 4e9)
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS[::3], ids=lambda kind: kind.__name__)
+def test_values_that_are_not_kept_are_computed_with_the_statistics_of_their_configuration(kind):
+    check_descents(kind, "loss", 4e9, kept=False)
 
 
 @pytest.mark.parametrize("score", ["error", "loss"])

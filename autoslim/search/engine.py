@@ -241,6 +241,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     def advance(self, group: str, winner: Judgement) -> None:
         """Make a candidate the base of the next step."""
+        winner.measure.complete(self.base.measure)
         self.base = winner
         self._kept = {key: (values, group) for key, (values, late) in self._kept.items() if late is None}
         self.net.set(winner.config)

@@ -213,7 +213,7 @@ class PartialNet:
     def narrow(self, group: str, values: Mapping[int, object]) -> dict[int, object]:
         """Return what `run` returns at the widths that are set, which narrow one group of those that `values` were made at."""
         made = self._rerun(group, values)
-        return {i: _whole(self._value(group, values, made, i)) for i in values}
+        return {i: self._value(group, values, made, i) for i in values}
 
     def _rerun(self, group: str, values: Mapping[int, object]) -> dict[int, object]:
         made: dict[int, object] = {}
@@ -221,10 +221,11 @@ class PartialNet:
             made[i] = self._run(i, lambda j: self._value(group, values, made, j))
         return made
 
-    def _value(self, group: str, values: Mapping[int, object], made: Mapping[int, object], i: int):
-        if i in made:
-            return made[i]
-        return values[i].narrow(1, 0, self._channels(i)) if i in self._leading[group] else values[i]
+    def _value(self, group: str, values: Mapping[int, object], made: dict[int, object], i: int):
+        if i not in made and i in self._leading[group]:
+            # Laid out as a whole run has it, so that kernels add up in the same order, to the same digits.
+            made[i] = values[i].narrow(1, 0, self._channels(i)).contiguous()
+        return made[i] if i in made else values[i]
 
     def output(self, values: Mapping[int, object]):
         """Return the network's output among the values of a run."""
@@ -273,13 +274,6 @@ def _writes(node: fx.Node) -> bool:
     return node.op == "call_function" and (
         node.target in _WRITERS or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
     )
-
-
-def _whole(value):
-    """Return a leading part without the memory of what it is a part of."""
-    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
-        return value.clone()
-    return value
 
 
 def _close(a, b) -> bool:

@@ -69,6 +69,10 @@ class Measure(TorchFunctionMode):
             self._moments[place] = (moments, *buffers)
         return self
 
+    def complete(self, other: "Measure") -> None:
+        """Take over what another measured of batch norms that did not run here."""
+        self._moments = {**other._moments, **self._moments}
+
     def store(self) -> None:
         """Keep the statistics over all batches for eval mode."""
         for moments, mean_buffer, var_buffer in self._moments.values():

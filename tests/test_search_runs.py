@@ -1,0 +1,118 @@
+"""A search that is killed, and one that several processes share, end with the very same files."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli import run
+
+import autoslim
+from autoslim.cost.memory import peak_memory_bytes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "supernet"
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 2, "--out", folder, "--device", "cpu") == 0
+    return folder
+
+
+def command(supernet, out, *options):
+    return ["search", str(supernet), "--device", "cpu", "--flops-target", "60%", "--flops-target", "25%", "--out", str(out), *options]
+
+
+def start(arguments, *, processes=1):
+    launch = [sys.executable, "-m"]
+    if processes > 1:
+        launch += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(20000 + os.getpid() % 20000), "-m"]
+    # One thread everywhere: sums of other lengths differ in their last digits.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*launch, "autoslim", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(supernet, tmp_path_factory):
+    """What searches that nothing disturbs write."""
+    found = {}
+    for effort in ("fast", "exact"):
+        out = tmp_path_factory.mktemp("whole") / effort
+        assert start(command(supernet, out, "--effort", effort)).wait() == 0
+        found[effort] = contents(out)
+    return found
+
+
+@pytest.mark.parametrize("effort", ["fast", "exact"])
+def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort, tmp_path):
+    trace = tmp_path / "out" / "trace.csv"
+    lines = whole[effort]["trace.csv"].decode().splitlines()
+    wait_for = sorted(random.Random(effort).sample(range(1, len(lines)), 2))
+    for count in wait_for:
+        process = start(command(supernet, tmp_path / "out", "--effort", effort))
+        while process.poll() is None and (not trace.exists() or len(trace.read_bytes().splitlines()) < count):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert trace.exists()
+    assert start(command(supernet, tmp_path / "out", "--effort", effort)).wait() == 0
+    assert contents(tmp_path / "out") == whole[effort]
+
+
+@pytest.mark.parametrize("effort", ["fast", "exact"])
+def test_two_processes_write_what_one_writes(supernet, whole, effort, tmp_path):
+    assert start(command(supernet, tmp_path / "out", "--effort", effort), processes=2).wait() == 0
+    assert contents(tmp_path / "out") == whole[effort]
+
+
+def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):
+    budgets = ("--params-target", "60%", "--size-target", "110kB", "--size-precision", "fp16", "--memory-target", "60%", "--batch", 2)
+    assert run("search", supernet, "--device", "cpu", "--flops-target", "70%", *budgets, "--out", tmp_path) == 0
+    (path,) = (path for path in tmp_path.glob("*.json") if not path.name.startswith(("uniform", "config")))
+    config = autoslim.ChannelConfig.load(path)
+    target, costs = config.provenance["target"], config.provenance["costs"]
+    factory = autoslim.load_space("digits_cnn").with_classes(10)
+    full = factory.build(factory.full_width)
+    plain = autoslim.materialize(full, config)
+    params = sum(p.numel() for p in plain.parameters())
+    import torch
+
+    memory = peak_memory_bytes(plain, torch.zeros(2, *config.input_shape))
+    assert costs == {"macs": costs["macs"], "params": params, "size": 2 * params, "memory": memory}
+    assert set(target) == set(costs) and all(costs[kind] <= amount for kind, amount in target.items())
+    assert config.provenance["terms"] == {"size_precision": "fp16", "batch": 2}
+
+
+@pytest.mark.parametrize("order", ["uniform", "random", "evolution"])
+def test_other_orders_write_a_configuration_a_target(supernet, tmp_path, capsys, order):
+    options = () if order == "uniform" else ("--evaluations", 6)
+    assert run("search", supernet, "--flops-target", "60%", "--order", order, *options, "--out", tmp_path, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["cost"]["macs"] <= found["provenance"]["target"]["macs"]
+    assert found["provenance"]["search"]["order"] == order and Path(found["path"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "no target"),
+        (("--params-target", "1k"), "params target 1k is below"),
+        (("--flops-target", "60%", "--memory-target", "10"), "memory target 10B is below"),
+        (("--params-target", "60%", "--order", "random"), "takes --flops-target"),
+        (("--flops-target", "60%", "--flops-target", "50%", "--params-target", "60%", "--params-target", "50%", "--params-target", "40%"), "3"),
+    ],
+)  # fmt: skip
+def test_impossible_budgets_are_refused_before_anything_is_written(supernet, tmp_path, capsys, options, words):
+    assert run("search", supernet, *options, "--out", tmp_path / "out") != 0
+    message = capsys.readouterr().err
+    assert words in message and not (tmp_path / "out").exists()
