@@ -204,7 +204,7 @@ def test_a_full_disk_during_a_search_leaves_a_trace_that_goes_on(tmp_path):
 
     def search():
         trace = autoslim.SearchTrace(tmp_path / "trace.csv")
-        return list(autoslim.greedy_search(net, targets={"macs": ["50%"]}, evaluator=Even(), trace=trace))
+        return list(autoslim.greedy_search(net, targets={"macs": ["50%"]}, evaluator=Even(), trace=trace, effort="exact"))
 
     for limit in (0, 30, 100):
         with full_disk(limit), pytest.raises(autoslim.AutoSlimError, match="cannot be written"):

@@ -1,3 +1,5 @@
+import functools
+
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +20,9 @@ def data(count, seed):
 def supernet(kind=tricky.Residual, **grid):
     torch.manual_seed(0)
     return autoslim.Supernet(randomized(kind()), torch.randn(1, 3, 8, 8), **{"divisor": 4, **grid})
+
+
+exact_search = functools.partial(autoslim.greedy_search, effort="exact")
 
 
 class Table:
@@ -74,7 +79,7 @@ def test_search_equals_brute_force_over_materialized_networks(score, pick):
     full = autoslim.CostTable(net).cost(net.full()).macs
     targets = [0.8 * full, 0.5 * full, 0.3 * full]
     expected = brute_force(net, score, pick, targets, judge)
-    found = list(autoslim.greedy_search(net, images, calibration, targets={"macs": targets}, score=score, pick=pick))
+    found = list(exact_search(net, images, calibration, targets={"macs": targets}, score=score, pick=pick))
     assert [(p.target.amounts["macs"], p.config.widths) for p in found] == [(target, widths) for target, widths, _ in expected]
     for point, (_, _, judged) in zip(found, expected, strict=True):
         assert point.score.error == judged.error
@@ -98,7 +103,7 @@ def test_search_equals_brute_force_with_made_up_scores(kind, pick, seed):
     evaluator = Table(error)
     table = autoslim.CostTable(net)
     targets = [table.cost(net.narrowest()).macs, 0.6 * table.cost(net.full()).macs]
-    found = list(autoslim.greedy_search(net, targets={"macs": targets}, pick=pick, evaluator=evaluator))
+    found = list(exact_search(net, targets={"macs": targets}, pick=pick, evaluator=evaluator))
     expected = brute_force(net, "error", pick, targets, lambda widths: evaluator.score(net.make_config(widths.values())))
     assert [(p.target.amounts["macs"], p.config.widths) for p in found] == [(target, widths) for target, widths, _ in expected]
 
@@ -110,7 +115,7 @@ def test_ties_go_to_the_larger_saving():
     assert len(set(narrowed)) == 2
     trace = autoslim.SearchTrace()
     full = table.cost(net.full()).macs
-    list(autoslim.greedy_search(net, targets={"macs": [full - 1]}, evaluator=Table(lambda w: 0.25), trace=trace))
+    list(exact_search(net, targets={"macs": [full - 1]}, evaluator=Table(lambda w: 0.25), trace=trace))
     assert [c.macs for c in trace.path_taken()] == [full, min(narrowed)]
 
 
@@ -118,7 +123,7 @@ def test_equal_savings_go_to_the_earlier_group():
     net = supernet(tricky.Concat)
     trace = autoslim.SearchTrace()
     full = autoslim.CostTable(net).cost(net.full()).macs
-    list(autoslim.greedy_search(net, targets={"macs": [full - 1]}, evaluator=Table(lambda w: 0.0), trace=trace))
+    list(exact_search(net, targets={"macs": [full - 1]}, evaluator=Table(lambda w: 0.0), trace=trace))
     saved = {c.group: full - c.macs for c, _ in trace.rows if c.step == 1}
     assert saved["a"] == saved["b"] > saved["mix"] and trace.path_taken()[-1].group == "a"
 
@@ -127,7 +132,7 @@ def test_targets_come_largest_first_and_one_step_may_meet_several():
     net = supernet()
     full = autoslim.CostTable(net).cost(net.full()).macs
     evaluator = Table(lambda widths: 1.0)
-    points = list(autoslim.greedy_search(net, targets={"macs": [full - 2, full, full - 1]}, evaluator=evaluator))
+    points = list(exact_search(net, targets={"macs": [full - 2, full, full - 1]}, evaluator=evaluator))
     assert [p.target.amounts["macs"] for p in points] == [full, full - 1, full - 2]
     assert [p.step for p in points] == [0, 1, 1]
     assert points[1].config.channels == points[2].config.channels
@@ -137,14 +142,14 @@ def test_targets_come_largest_first_and_one_step_may_meet_several():
 def test_targets_may_be_parts_of_the_full_network():
     net = supernet()
     full = autoslim.CostTable(net).cost(net.full()).macs
-    (point,) = autoslim.greedy_search(net, targets={"macs": ["60%"]}, evaluator=Table(lambda w: 0.0))
+    (point,) = exact_search(net, targets={"macs": ["60%"]}, evaluator=Table(lambda w: 0.0))
     assert point.target.amounts["macs"] == pytest.approx(0.6 * full) and point.cost.macs <= 0.6 * full
 
 
 def test_the_last_target_is_the_narrowest_configuration_itself():
     net = supernet(min_ratio=0.4)
     least = autoslim.CostTable(net).cost(net.narrowest()).macs
-    (point,) = autoslim.greedy_search(net, targets={"macs": [least]}, evaluator=Table(lambda w: -sum(w.values())))
+    (point,) = exact_search(net, targets={"macs": [least]}, evaluator=Table(lambda w: -sum(w.values())))
     assert point.config.widths == net.narrowest().widths
 
 
@@ -164,12 +169,12 @@ def test_the_last_target_is_the_narrowest_configuration_itself():
 )
 def test_impossible_searches_are_refused_by_the_call_itself(arguments, words):
     with pytest.raises(autoslim.AutoSlimError, match=words):
-        autoslim.greedy_search(supernet(), evaluator=Table(no_evaluation), **arguments)
+        exact_search(supernet(), evaluator=Table(no_evaluation), **arguments)
 
 
 def test_a_search_without_images_is_refused():
     with pytest.raises(autoslim.AutoSlimError, match="images"):
-        autoslim.greedy_search(supernet(), targets={"macs": ["50%"]})
+        exact_search(supernet(), targets={"macs": ["50%"]})
 
 
 @pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
@@ -178,7 +183,7 @@ def test_groups_that_inference_does_not_use_are_no_candidates(pick):
     net = supernet(tricky.AuxHead)
     evaluator = Table(lambda widths: sum(widths.values()) / 100)
     trace = autoslim.SearchTrace()
-    (point,) = autoslim.greedy_search(net, targets={"macs": ["50%"]}, pick=pick, evaluator=evaluator, trace=trace)
+    (point,) = exact_search(net, targets={"macs": ["50%"]}, pick=pick, evaluator=evaluator, trace=trace)
     macs = [c.macs for c in trace.path_taken()]
     assert all(a > b for a, b in zip(macs, macs[1:], strict=False))
 
@@ -192,7 +197,7 @@ def test_a_candidate_without_a_score_is_never_picked():
 
     trace = autoslim.SearchTrace()
     full = autoslim.CostTable(net).cost(net.full()).macs
-    list(autoslim.greedy_search(net, targets={"macs": [full - 1]}, evaluator=Table(error), trace=trace))
+    list(exact_search(net, targets={"macs": [full - 1]}, evaluator=Table(error), trace=trace))
     assert [c.group for c in trace.path_taken()] == ["", second]
 
 
@@ -206,7 +211,7 @@ def distinct(widths):
 def run(path, net, error=distinct, target="30%", **options):
     evaluator = Table(error)
     trace = autoslim.SearchTrace(path)
-    points = list(autoslim.greedy_search(net, targets={"macs": [target]}, evaluator=evaluator, trace=trace, **options))
+    points = list(exact_search(net, targets={"macs": [target]}, evaluator=evaluator, trace=trace, **options))
     return points, evaluator.asked
 
 
@@ -261,7 +266,7 @@ def test_a_lower_target_goes_on_from_the_trace(tmp_path):
     net, path = supernet(tricky.Concat), tmp_path / "trace.csv"
     table = autoslim.CostTable(net)
     evaluator = Table(distinct)
-    list(autoslim.greedy_search(net, targets={"macs": ["70%"]}, evaluator=evaluator, trace=autoslim.SearchTrace(path)))
+    list(exact_search(net, targets={"macs": ["70%"]}, evaluator=evaluator, trace=autoslim.SearchTrace(path)))
     done = len(evaluator.asked)
     points, asked = run(path, net)
     fresh, all_asked = run(tmp_path / "fresh.csv", net)
@@ -292,7 +297,7 @@ def test_a_trace_written_by_another_rule_is_never_mixed_in(tmp_path):
         taken = [(c.step, c.group) for c in autoslim.SearchTrace(path).path_taken()]
         fresh_trace = autoslim.SearchTrace()
         options = {"targets": {"macs": ["60%"]}, "pick": "drop-per-saving", "trace": fresh_trace}
-        list(autoslim.greedy_search(net, evaluator=Table(error), **options))
+        list(exact_search(net, evaluator=Table(error), **options))
         assert taken == [(c.step, c.group) for c in fresh_trace.path_taken()]
 
 

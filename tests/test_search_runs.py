@@ -26,16 +26,37 @@ def supernet(tmp_path_factory):
 
 
 def command(supernet, out, *options):
-    return ["search", str(supernet), "--device", "cpu", "--flops-target", "60%", "--flops-target", "25%", "--out", str(out), *options]
+    return [
+        "search",
+        str(supernet),
+        "--device",
+        "cpu",
+        "--flops-target",
+        "60%",
+        "--flops-target",
+        "25%",
+        "--out",
+        str(out),
+        *options,
+    ]
 
 
 def start(arguments, *, processes=1):
     launch = [sys.executable, "-m"]
     if processes > 1:
-        launch += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(20000 + os.getpid() % 20000), "-m"]
+        launch += [
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "--master-port",
+            str(20000 + os.getpid() % 20000),
+            "-m",
+        ]
     # One thread everywhere: sums of other lengths differ in their last digits.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([*launch, "autoslim", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*launch, "autoslim", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def contents(folder):
@@ -76,7 +97,18 @@ def test_two_processes_write_what_one_writes(supernet, whole, effort, tmp_path):
 
 
 def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):
-    budgets = ("--params-target", "60%", "--size-target", "110kB", "--size-precision", "fp16", "--memory-target", "60%", "--batch", 2)
+    budgets = (
+        "--params-target",
+        "60%",
+        "--size-target",
+        "110kB",
+        "--size-precision",
+        "fp16",
+        "--memory-target",
+        "60%",
+        "--batch",
+        2,
+    )
     assert run("search", supernet, "--device", "cpu", "--flops-target", "70%", *budgets, "--out", tmp_path) == 0
     (path,) = (path for path in tmp_path.glob("*.json") if not path.name.startswith(("uniform", "config")))
     config = autoslim.ChannelConfig.load(path)

@@ -18,7 +18,7 @@ from autoslim.spaces import load_space
     help="What runs the network; onnxruntime on the CPU.",
 )  # fmt: skip
 @click.option(
-    "--points", default=12, show_default=True, type=click.IntRange(2),
+    "--points", default=16, show_default=True, type=click.IntRange(2),
     help="Widths of a layer that are measured, at most; between them the table interpolates.",
 )  # fmt: skip
 @click.option("--check", default=20, show_default=True, type=click.IntRange(0), help="Random configurations to compare with.")
@@ -44,7 +44,7 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
     options.print_json(found) if as_json else _show(found)
 
 
-def space_table(space, path: Path, *, device="auto", batch=1, threads=1, backend="torch", points=12):
+def space_table(space, path: Path, *, device="auto", batch=1, threads=1, backend="torch", points=16):
     """Open the latency table of a search space (`open_table`), with progress on stderr."""
     import torch
 

@@ -133,7 +133,7 @@ def _show(document: dict, label: dict) -> None:
     click.echo("  ".join(f"{key} {value}" for key, value in label.items()))
     for key in ("macs", "macs_with_pooling", "params", "layer_params", "norm_params", "weight_bytes", "peak_memory_bytes"):
         known = document[key] is not None
-        about = _ABOUT.get(key, "") if known else "the network cannot be traced"
+        about = _ABOUT.get(key, "") if known else "the network does not run"
         click.echo(f"{key:<18} {f'{document[key]:,}' if known else 'unknown':>15}   {about}".rstrip())
     if "latency" in document:
         time = document["latency"]

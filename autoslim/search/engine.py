@@ -24,7 +24,7 @@ from autoslim.training.steps import logits_of
 log = logging.getLogger("autoslim")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How a fast search samples: standard errors, images of the first and the last decision, images that calibrate a candidate.
-RACE = {"z": 3.0, "least": 256, "most": 2048, "calibration": 512}
+RACE = {"z": 2.0, "least": 512, "most": 1024, "calibration": 256}
 
 
 class Judgement:
@@ -60,6 +60,7 @@ class PartialEvaluator(SupernetEvaluator):
         memory_budget: bytes that kept values may take. What does not fit is computed again; images to score come in smaller
             batches where they have to; a calibration batch cannot be cut, and is run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in full precision.
+        race: entries of `RACE` to replace, for a fast search.
 
     Raises:
         NotPartial: the network cannot be run in parts.

@@ -48,7 +48,7 @@ def greedy_search(
     budgets: Budgets | None = None,
     score: str = "error",
     pick: str = "drop",
-    effort: str = "exact",
+    effort: str = "fast",
     evaluator=None,
     calibration_images: int = 1024,
     trace: SearchTrace | None = None,
@@ -56,8 +56,8 @@ def greedy_search(
 ) -> Iterator[SearchPoint]:
     """Slim a trained supernet greedily and yield one configuration a target, largest target first.
 
-    From full width, each step tries every group one choice narrower, calibrates BN for that candidate, scores it and keeps
-    the best; ties go to the candidate that saves more, then to the earlier group.
+    From full width, each step tries groups one choice narrower, calibrates BN for each candidate, scores it and keeps the
+    best; ties go to the candidate that costs fewer multiply-adds, then to the earlier group.
 
     Args:
         net: the supernet.
@@ -68,8 +68,8 @@ def greedy_search(
         budgets: counts the costs; needed for a latency target, and for memory or size in other than the usual terms.
         score: "error" (the paper) or "loss".
         pick: a name of `autoslim.search.pick.PICK_RULES`: "drop" (the paper: the best score), "drop-per-saving", ...
-        effort: "exact" evaluates every candidate of every step on all images; "fast" those that an earlier step does not
-            speak against, on as many images as it takes to tell them apart.
+        effort: "exact" decides every step among all candidates, on all images; "fast" among those that an earlier step does
+            not speak against, on as many images as it takes to tell them apart, see `autoslim.search.contest.Race`.
         evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`; one that also has
             `contest(step, effort)`, as `PartialEvaluator`, is given the candidates of a step together.
         calibration_images: leading batches of `calibration` are taken until they hold this many images.

@@ -1,0 +1,418 @@
+import itertools
+import json
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import autoslim
+from autoslim.cost import latency, latency_table
+from autoslim.cost.latency import Latency, Setup, measure, measure_latency, remeasure, time_calls, using_threads, width_message
+from autoslim.cost.latency_parts import Parts
+from autoslim.cost.latency_table import open_table
+from autoslim.errors import ModelError, RunError
+from tests.cli import printed, refused, run
+
+
+class Residual(nn.Module):
+    """Groups: stem (with conv2, which is added), conv1. 1x8x8 -> 5."""
+
+    def __init__(self, stem=32, inner=48):
+        super().__init__()
+        self.stem = nn.Conv2d(1, stem, 3, padding=1)
+        self.conv1 = nn.Sequential(nn.Conv2d(stem, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU())
+        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.conv2 = nn.Conv2d(inner, stem, 1)
+        self.head = nn.Linear(stem, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.conv2(self.depthwise(self.conv1(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Two concatenations, the second of all that came before."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(1, 16, 1)
+        self.b = nn.Conv2d(16, 24, 1)
+        self.c = nn.Conv2d(40, 32, 1)
+        self.d = nn.Conv2d(72, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        a = self.a(x)
+        ab = torch.cat([a, self.b(a)], 1)
+        abc = torch.cat([ab, self.c(ab)], 1)
+        return self.head(self.d(abc).flatten(2).mean(2))
+
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+def supernet(model=Residual, **grid):
+    torch.manual_seed(0)
+    return autoslim.Supernet(model(), EXAMPLE, **{"divisor": 4, **grid})
+
+
+class Fake:
+    """A clock of known arithmetic: a layer takes a microsecond for each weight, and some for each call."""
+
+    def __init__(self, *, scale=1.0, constant=0.0, limit=None, each=0.0):
+        self.scale, self.constant, self.limit, self.each = scale, constant, limit, each
+        self.parts, self.networks = [], []
+
+    def __call__(self, network, inputs, setup, *, whole):
+        calls = self.networks if whole else self.parts
+        if self.limit is not None and len(self.parts) + len(self.networks) >= self.limit:
+            raise KeyboardInterrupt
+        with torch.no_grad():
+            network.eval()(*inputs)  # what is measured runs
+        calls.append(str(network))
+        ms = self.weights(network) if not whole else self.scale * self.weights(network) + self.constant
+        return Latency(ms + (0 if whole else self.each), ms, ms, 7, "fake")
+
+    def weights(self, network):
+        return sum(p.numel() for p in network.parameters() if p.dim() > 1) / 1000
+
+
+def weights(net, config):
+    return sum(p.numel() for p in autoslim.materialize(net, config).parameters() if p.dim() > 1) / 1000
+
+
+# The table -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_sum_of_the_parts_is_the_network():
+    net, fake = supernet(), Fake()
+    table = open_table(net, EXAMPLE, measure=fake)
+    for stem, inner in itertools.product(net.choices["stem"], net.choices["conv1.0"]):
+        config = net.make_config([stem, inner])
+        assert table.sum_of_parts(config) == pytest.approx(weights(net, config))
+        assert table.milliseconds(config.widths) == pytest.approx(weights(net, config))
+    assert table.factor == pytest.approx(1) and table.constant_ms == pytest.approx(0, abs=1e-6)
+    assert table.full.median_ms == pytest.approx(weights(net, net.full()))
+    assert table.narrowest.median_ms == pytest.approx(weights(net, net.narrowest()))
+
+
+def test_the_sum_is_fitted_to_whole_networks_and_checked_on_others():
+    net, fake = supernet(), Fake(scale=0.5, constant=3.0)
+    table = open_table(net, EXAMPLE, measure=fake)
+    assert table.factor == pytest.approx(0.5) and table.constant_ms == pytest.approx(3.0)
+    fitted = set(fake.networks)
+    found = table.check(20)
+    assert found["configurations"] == 20 and found["median_error"] < 1e-6 and found["worst_error"] < 1e-6
+    raw = sorted(abs(row["sum_ms"] / (0.5 * row["sum_ms"] + 3) - 1) for row in found["rows"])
+    assert found["raw_worst_error"] == pytest.approx(raw[-1], rel=1e-4)
+    assert found["raw_median_error"] == pytest.approx((raw[9] + raw[10]) / 2, rel=1e-4)
+    checked = [tuple(row["widths"].values()) for row in found["rows"]]
+    assert len(set(checked)) == 20
+    assert not fitted & set(fake.networks[len(fake.networks) - 60 :])
+
+
+def test_equal_parts_are_measured_once_a_round():
+    class Repeats(nn.Sequential):
+        def __init__(self):
+            layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(4)]
+            super().__init__(nn.Conv2d(1, 16, 3, padding=1), *layers, nn.Flatten(), nn.Linear(1024, 5))
+
+    net, fake = supernet(Repeats), Fake()
+    table = open_table(net, EXAMPLE, measure=fake, rounds=2)
+    choices = len(net.choices["0"])
+    # The pairs of a repeated layer, the stem, the last block (which is flattened), and the head.
+    assert table.points == choices**2 + choices + choices**2 + choices
+    assert len(fake.parts) == 2 * table.points
+
+
+def test_parts_follow_layers_and_what_belongs_to_them():
+    parts = Parts(supernet(), (EXAMPLE,)).parts
+    assert [[node.name for node in part.nodes] for part in parts] == [
+        ["stem", "relu"],
+        ["conv1_0", "conv1_1", "conv1_2"],
+        ["depthwise"],
+        ["conv2", "add", "mean"],
+        ["head"],
+    ]
+    assert [len(part.axes) for part in parts] == [1, 2, 1, 2, 1]
+
+
+def test_between_measured_widths_the_table_is_bilinear():
+    net = supernet(steps=8)
+    all_pairs = open_table(net, EXAMPLE, measure=Fake())
+    ends = open_table(net, EXAMPLE, measure=Fake(), points=2)
+    assert ends.points < all_pairs.points / 4
+    # The weights of a layer are a product of its widths (but for the depthwise one, linear), which is what bilinear means.
+    for config in (net.make_config([12, 20]), net.full(), net.narrowest(), net.make_config([32, 12])):
+        assert ends.sum_of_parts(config) == pytest.approx(weights(net, config))
+
+
+def test_many_widths_that_meet_are_measured_by_their_sum():
+    net = supernet(Dense)
+    table = open_table(net, EXAMPLE, measure=Fake())
+    assert max(len(part.axes) for part in Parts(net, (EXAMPLE,)).parts) == 2
+    for ratio in (0.25, 0.5, 1.0):
+        config = net.uniform(ratio)
+        assert table.sum_of_parts(config) == pytest.approx(weights(net, config), rel=0.02)
+
+
+def test_a_narrower_network_is_predicted_no_slower_however_noisy_the_measurements():
+    class Noisy(Fake):
+        generator = torch.Generator().manual_seed(0)
+
+        def weights(self, network):
+            return super().weights(network) * (0.5 + torch.rand((), generator=self.generator).item())
+
+    net = supernet()
+    table = open_table(net, EXAMPLE, measure=Noisy(), rounds=1)
+    for first, second in itertools.pairwise(net.choices["stem"]):
+        for inner in net.choices["conv1.0"]:
+            assert table.milliseconds({"stem": first, "conv1.0": inner}) <= table.milliseconds({"stem": second, "conv1.0": inner})
+
+
+def test_the_median_over_rounds_is_what_counts():
+    class Spoilt(Fake):
+        def __call__(self, network, inputs, setup, *, whole):
+            known = (self.networks if whole else self.parts).count(str(network))
+            ms = super().__call__(network, inputs, setup, whole=whole).median_ms
+            return Latency(1000.0 if known == 1 else ms, ms, ms, 7, "fake")
+
+    class Plain(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 5))
+
+    net = supernet(Plain)
+    assert open_table(net, EXAMPLE, measure=Spoilt()).sum_of_parts(net.full()) == pytest.approx(weights(net, net.full()))
+
+
+# The file --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_goes_on_where_it_was_cut_off(tmp_path):
+    net, path, whole = supernet(), tmp_path / "table.json", Fake()
+    expected = open_table(net, EXAMPLE, measure=whole)
+    needed = len(whole.parts) + len(whole.networks)
+    first = Fake(limit=needed // 2)
+    with pytest.raises(KeyboardInterrupt):
+        open_table(net, EXAMPLE, path, measure=first)
+    second = Fake()
+    table = open_table(net, EXAMPLE, path, measure=second)
+    assert len(first.parts) + len(first.networks) + len(second.parts) + len(second.networks) == needed
+    assert sorted(first.parts + second.parts) == sorted(whole.parts)
+    for config in (net.full(), net.narrowest(), net.uniform(0.5)):
+        assert table.milliseconds(config) == pytest.approx(expected.milliseconds(config))
+    third = Fake(limit=0)
+    again = open_table(net, EXAMPLE, path, measure=third)
+    assert again.milliseconds(net.uniform(0.5)) == table.milliseconds(net.uniform(0.5))
+    checked = table.check(5)
+    assert open_table(net, EXAMPLE, path, measure=third).check(5) == checked
+
+
+def test_a_file_says_how_it_was_measured(tmp_path):
+    net, path = supernet(), tmp_path / "table.json"
+    open_table(net, EXAMPLE, path, setup=Setup(batch=2, threads=1), measure=Fake())
+    document = json.loads(path.read_text())
+    assert document["setup"] == {
+        "device": "cpu", "batch": 2, "threads": 1, "backend": "torch", "device_name": Setup().device_name, "dtype": "float32",
+    }  # fmt: skip
+    assert document["versions"]["torch"] == torch.__version__
+    assert all(len(rows) == 3 and rows[0][3] == 7 for kind in ("points", "networks") for rows in document[kind].values())
+
+
+def test_a_table_of_another_case_is_refused(tmp_path):
+    net, path = supernet(), tmp_path / "table.json"
+    open_table(net, EXAMPLE, path, measure=Fake())
+    for setup, told in (
+        (Setup(batch=4), "batch 1, not 4"),
+        (Setup(threads=3), "threads 1, not 3"),
+    ):
+        with pytest.raises(RunError, match=told):
+            open_table(net, EXAMPLE, path, setup=setup, measure=Fake(limit=0))
+    for other in (supernet(Dense), supernet(divisor=8)):
+        with pytest.raises(RunError, match="network .* not .* pass another file"):
+            open_table(other, EXAMPLE, path, measure=Fake(limit=0))
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "setup": {**document["setup"], "device_name": "abacus"}}))
+    with pytest.raises(RunError, match="device_name abacus, not"):
+        open_table(net, EXAMPLE, path, measure=Fake(limit=0))
+    for text, told in (("{", "not whole JSON"), ("[]", "no latency table"), ('{"format": "autoslim.latency/1"}', "damaged")):
+        path.write_text(text)
+        with pytest.raises(RunError, match=told):
+            open_table(net, EXAMPLE, path, measure=Fake(limit=0))
+
+
+def test_what_cannot_be_measured_in_parts_is_refused():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Residual()
+
+        def forward(self, x):
+            return self.inner(x) if x.sum() > 1 else self.inner(x + 1)
+
+    with pytest.raises(ModelError, match="latency table needs a network that can be traced"):
+        open_table(supernet(Branches), EXAMPLE, measure=Fake())
+
+
+# Parts are what the network does ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [Residual, Dense])
+def test_the_parts_of_a_configuration_have_its_weights_and_shapes(model):
+    net = supernet(model)
+    parts = Parts(net, (EXAMPLE.expand(2, -1, -1, -1),))
+    config = net.uniform(0.5)
+    total, plain = 0, autoslim.materialize(net, config)
+    for part in parts.parts:
+        module, inputs = parts.build(part, [config.widths[group.name] for group in net.groups], "cpu")
+        module.eval()(*inputs)
+        total += sum(p.numel() for p in module.parameters())
+        assert all(len(x) == 2 for x in inputs)
+        assert not any(type(m).__module__.startswith("autoslim") for m in module.modules())
+    assert total == sum(p.numel() for p in plain.parameters())
+
+
+# Measuring -------------------------------------------------------------------------------------------------------------
+
+
+def test_calls_are_timed_until_both_floors_are_met():
+    now = itertools.count()
+    cpu = torch.device("cpu")
+    calls = []
+    times = time_calls(lambda: calls.append(1), cpu, repeats=4, warmup=2, seconds=6, clock=lambda: next(now))
+    assert times == [1000.0] * 6 and len(calls) == 8
+    calls.clear()
+    times = time_calls(lambda: calls.append(1), cpu, repeats=4, warmup=0, seconds=0, inner=5, clock=lambda: next(now))
+    assert times == [200.0] * 4 and len(calls) == 20
+
+
+def test_latency_is_median_and_percentiles():
+    found = Latency.of([float(i) for i in range(1, 10)], "here")
+    assert (found.median_ms, found.low_ms, found.high_ms, found.repeats) == (5.0, 1.0, 9.0, 9)
+    rounds = [Latency(m, m - 1, m + 1, 10, "here") for m in (3.0, 9.0, 4.0)]
+    assert Latency.over(rounds) == Latency(4.0, 3.0, 5.0, 30, "here")
+
+
+def test_threads_are_set_and_come_back():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
+
+
+def test_a_network_is_measured_and_left_as_it_was():
+    network = Residual()
+    found = measure_latency(network, (EXAMPLE,), repeats=5, warmup=1)
+    assert found.repeats == 5 and 0 < found.low_ms <= found.median_ms <= found.high_ms
+    assert network.training
+
+
+def test_a_setup_repeats_one_example():
+    (x,) = Setup(batch=3).inputs(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8))
+    assert x.shape == (3, 1, 8, 8) and not x.any() and x.is_contiguous()
+    for wrong in ({"batch": 0}, {"threads": 0}, {"backend": "abacus"}, {"backend": "onnxruntime", "device": "cuda"}):
+        with pytest.raises(RunError):
+            Setup(**wrong)
+
+
+def test_a_final_network_is_measured_against_its_target(monkeypatch):
+    seen = []
+
+    def fake(network, inputs, setup, *, whole=True):
+        seen.append((tuple(inputs[0].shape), setup))
+        return Latency(2.0, 1.0, 3.0, 10, "fake")
+
+    monkeypatch.setattr(latency, "measure", fake)
+    setup = Setup(batch=4)
+    found = remeasure(Residual(), EXAMPLE, target_ms=2.0, setup=setup, rounds=3)
+    assert found.holds and found.latency == Latency(2.0, 1.0, 3.0, 30, "fake") and seen == [((4, 1, 8, 8), setup)] * 3
+    assert not remeasure(Residual(), EXAMPLE, target_ms=1.9, setup=setup).holds
+    assert found.to_json()["latency"]["median_ms"] == 2.0
+
+
+def test_a_device_that_width_does_not_help_is_told_before_anything_else():
+    full = Latency(10.0, 9.0, 11.0, 5, "wide device")
+    assert width_message(full, Latency(8.0, 7.0, 9.0, 5, "wide device")) is None
+    told = width_message(full, Latency(9.0, 8.0, 9.0, 5, "wide device"))
+    assert "wide device" in told and "90%" in told and "\n" not in told
+    fake, lines = Fake(scale=0.0, constant=5.0), []
+    table = open_table(supernet(), EXAMPLE, measure=fake, report=lambda line: lines.append((line, len(fake.parts))))
+    assert lines == [(table.message, 0)] and "100%" in table.message
+
+
+def test_one_torch_table_end_to_end(tmp_path):
+    net = supernet(steps=2)
+    table = open_table(net, EXAMPLE, tmp_path / "table.json", rounds=1, calibration=3)
+    assert table.milliseconds(net.full()) > 0
+    found = table.check(2)
+    assert found["configurations"] == 2 and all(row["measured_ms"] > 0 for row in found["rows"])
+
+
+# ONNX Runtime ----------------------------------------------------------------------------------------------------------
+
+
+def test_onnxruntime_gives_the_same_output():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from autoslim.cost.onnx_backend import onnx_call
+
+    torch.manual_seed(0)
+    network, x = Residual().eval(), torch.randn(2, 1, 8, 8)
+    (output,) = onnx_call(network, (x,), threads=1)()
+    torch.testing.assert_close(torch.from_numpy(output), network(x).detach(), rtol=1e-4, atol=1e-5)
+    found = measure(network, (x,), Setup(batch=2, backend="onnxruntime"))
+    assert found.median_ms > 0 and found.repeats >= 20
+
+
+def test_every_part_runs_in_onnxruntime():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    net = supernet(steps=2)
+    table = open_table(net, EXAMPLE, setup=Setup(backend="onnxruntime"), rounds=1, calibration=3)
+    assert table.milliseconds(net.full()) > 0
+
+
+def test_missing_onnxruntime_names_the_extra(monkeypatch):
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RunError, match=r"pip install 'autoslim\[onnx\]'"):
+        measure(Residual(), (EXAMPLE,), Setup(backend="onnxruntime"))
+
+
+# The verb --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    def use(fake):
+        monkeypatch.setitem(open_table.__kwdefaults__, "measure", fake)
+
+    return use
+
+
+def test_the_verb_measures_checks_and_goes_on(tmp_path, capsys, faked):
+    path = tmp_path / "table.json"
+    faked(Fake(scale=2.0, constant=1.0))
+    found = printed(capsys, "latency-table", "digits_cnn", "--device", "cpu", "--out", path, "--check", 4, "--points", 2)
+    assert found["check"]["configurations"] == 4 and found["check"]["median_error"] < 1e-4 and found["factor"] == pytest.approx(2)
+    assert found["measured"] == len(json.loads(path.read_text())["points"])
+    faked(Fake(limit=0))
+    started = time.monotonic()
+    assert run("latency-table", "digits_cnn", "--device", "cpu", "--out", path, "--check", 4, "--points", 2) == 0
+    out, _ = capsys.readouterr()
+    assert "4 random configurations: median absolute error" in out and time.monotonic() > started
+    told = refused(capsys, "latency-table", "digits_cnn", "--device", "cpu", "--out", path, "--batch", 2)
+    assert "batch 1, not 2" in told
+
+
+def test_the_verb_says_that_width_does_not_help(tmp_path, capsys, faked):
+    faked(Fake(scale=0.0, constant=1.0))
+    args = ("latency-table", "digits_cnn", "--device", "cpu", "--out", tmp_path / "t.json", "--check", 0, "--points", 2)
+    assert run(*args) == 0
+    _, err = capsys.readouterr()
+    assert "width hardly helps on" in err
+    assert latency_table.open_table is open_table
