@@ -19,11 +19,11 @@ VERBS = {
     "profile": "show multiply-adds, parameters and bytes at any width",
     "latency-table": "measure layers on this machine, and predict the latency of any configuration",
     "train": "train a supernet, a US-Net or an S-Net",
-    "search": "slim a supernet to every target",
+    "search": "slim a supernet to every target: multiply-adds, parameters, bytes, memory, latency",
     "retrain": "train a found configuration from scratch, or several jointly",
     "evaluate": "score a supernet, a US-Net, an S-Net or a retrained network",
     "plot": "draw spectra, found channels, search paths, training curves, batch norms, top images",
-    "study": "compare slimmable networks as the papers do: widths, natural, stages, calibration",
+    "study": "compare slimmable networks as the papers do: widths, natural, stages, calibration, rank",
     "import": "write a configuration from a published or hand-written channel list, or at a width multiplier",
 }
 

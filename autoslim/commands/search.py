@@ -38,6 +38,11 @@ def _target(name: str, help: str):
     help="greedy; or, for comparison, to --flops-target: the largest uniform, the best of random ones, evolution.",
 )  # fmt: skip
 @click.option("--evaluations", default=100, show_default=True, type=click.IntRange(2), help="A target, of random and evolution.")
+@click.option(
+    "--swaps", default=0, show_default=True, type=click.IntRange(0),
+    help="Then widen a group again where narrowing another pays for it, so many times at most; each try evaluates two whole "
+    "configurations a group.",
+)  # fmt: skip
 @click.option("--score", type=click.Choice(["error", "loss"]), help="What judges a candidate, in place of the space's.")
 @click.option(
     "--pick", type=click.Choice(["drop", "drop-per-saving"]),
@@ -110,7 +115,7 @@ def load_supernet(run: Path, device: str):
 
 def search_run(
     run: Path, targets: Mapping, *, out: Path | None = None, order="greedy", evaluations=100, score=None, pick=None,
-    effort="fast", precision="fp32", memory_budget="4G", device="auto", **terms,
+    effort="fast", precision="fp32", swaps=0, memory_budget="4G", device="auto", **terms,
 ) -> tuple[list | None, list[str]]:  # fmt: skip
     """Search in a run folder.
 
@@ -132,7 +137,9 @@ def search_run(
     from autoslim.errors import RunError
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
+    from autoslim.search.orders import OrderTrace
     from autoslim.search.ranks import Ranks
+    from autoslim.search.swaps import swap
     from autoslim.slimmable import family
 
     ranks = Ranks()
@@ -158,6 +165,7 @@ def search_run(
     rules |= {"order": order} | (
         {"effort": effort, "precision": precision} if order == "greedy" else {"evaluations": evaluations}
     )
+    rules |= {"swaps": swaps} if swaps else {}
     out = out or run / ("search" if order == "greedy" else f"search-{order}")
     provenance = {
         "data": settings["data"],
@@ -183,6 +191,9 @@ def search_run(
 
     found, notes, reached, uniforms = [], [], [], uniform_family(space, net)
     for point in points:
+        if swaps:
+            again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
+            point = swap(net, point, trace=OrderTrace(out / "swaps.csv", writes=ranks.rank == 0), **again)
         pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
         reached.append((point.cost.macs, point.score))
         if order == "greedy":

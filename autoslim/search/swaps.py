@@ -1,0 +1,70 @@
+"""A look back at what a descent found: widen one group again where narrowing another pays for it."""
+
+from dataclasses import replace
+
+from autoslim.cost.budgets import Budgets
+from autoslim.search.greedy import SearchPoint
+from autoslim.search.orders import OrderTrace
+from autoslim.slimmable.supernet import Supernet
+
+_TRIES = 4  # moves that are evaluated a round, of those that promise most
+
+
+def swap(
+    net: Supernet, point: SearchPoint, *, budgets: Budgets, evaluator, score: str = "error", rounds: int = 5,
+    trace: OrderTrace | None = None,
+) -> SearchPoint:  # fmt: skip
+    """Improve a found configuration within its target, a swap a round; returns it as it was where none helps.
+
+    A round scores every group one choice wider and one choice narrower. What they cost and gain promises what a swap (or a
+    widening for which there is room) would do; the most promising ones are scored, and the best of them is taken if it is
+    better than what there was. That is two evaluations of whole configurations for a group and a round.
+
+    Args:
+        point: what a search yielded.
+        budgets, evaluator, score: those of the search; the evaluator's `score(config) -> Score` is all that is used.
+        rounds: at most.
+        trace: keeps what was evaluated; what it holds is not evaluated again.
+    """
+    trace = OrderTrace() if trace is None else trace
+    wanted = float(next(iter(point.target.amounts.values())))
+    names = [width.name for width in net.widths]
+    found: dict[tuple, object] = {}
+
+    def judge(widths: tuple[int, ...]) -> float:
+        if widths not in found:
+            config = net.make_config(widths)
+            macs = budgets.table.cost(config).macs
+            found[widths] = trace.score(wanted, len(found), widths, macs, lambda: evaluator.score(config))
+        value = getattr(found[widths], score)
+        return value if value == value else float("inf")
+
+    def met(widths: tuple[int, ...]) -> bool:
+        return point.target.met(budgets.costs(dict(zip(names, widths))))
+
+    widths = tuple(point.config.widths[name] for name in names)
+    found[widths] = trace.score(wanted, 0, widths, point.cost.macs, lambda: point.score)
+    swaps = 0
+    while swaps < rounds:
+        now = judge(widths)
+        wider, narrower = ({}, {})
+        for i, row in enumerate(net.widths):
+            place = row.choices.index(widths[i])
+            for moved, to in ((wider, place + 1), (narrower, place - 1)):
+                if 0 <= to < len(row.choices):
+                    changed = (*widths[:i], row.choices[to], *widths[i + 1 :])
+                    moved[i] = changed, judge(changed) - now
+        moves = [(gain, changed) for changed, gain in wider.values()]
+        for i, (up, gain) in wider.items():
+            moves += [(gain + cost, (*up[:j], down[j], *up[j + 1 :])) for j, (down, cost) in narrower.items() if j != i]
+        moves = sorted(move for move in moves if move[0] < 0 and met(move[1]))[:_TRIES]
+        best = min((changed for _, changed in moves), key=judge, default=widths)
+        if not judge(best) < now:
+            break
+        widths, swaps = best, swaps + 1
+    if not swaps:
+        return point
+    config, scored = net.make_config(widths), found[widths]
+    cost = budgets.table.cost(config)
+    estimate = {"kind": "supernet estimate", **scored.to_json(), "swaps": swaps}
+    return replace(point, config=replace(config, cost=cost.to_json(), estimate=estimate), cost=cost, score=scored)
