@@ -1,10 +1,12 @@
-"""What a search costs: straightforward against in parts against lazy, in one run; ratios and counts.
+"""What a search costs: straightforward against exact against fast, in one run; ratios and counts.
 
     python benchmarks/search.py mobilenet_v2 --pixels 96 --steps 4
-    python benchmarks/search.py --run runs/supernet --target 50%
+    python benchmarks/search.py --run runs/supernet --target 75%,50% --straightforward 5
 
 The first form draws weights and images at random: it shows what is executed, and that decisions agree. The second takes the
-held-out images of a trained run, and scores what was found on its test images as fresh ones.
+held-out images of a trained run, and scores what was found on its test images as fresh ones. `--straightforward N` runs that
+search for its first N steps only: its multiply-adds are then counted along the path of the exact one, and its time is that
+of the N steps, times what is left to execute.
 """
 
 import argparse
@@ -28,55 +30,81 @@ def main():
     parser.add_argument("space", nargs="?", help="search space, with random weights and images")
     parser.add_argument("--run", type=Path, help="trained supernet with held-out images")
     parser.add_argument("--pixels", type=int, default=96)
-    parser.add_argument("--images", type=int, default=128, help="random images to score; a quarter as many calibrate")
+    parser.add_argument("--images", type=int, help="images to score, a quarter as many calibrate  [128 random, all of a run]")
     parser.add_argument("--steps", type=int, default=4, help="steps of the descent with random weights")
     parser.add_argument("--target", default="50%", help="multiply-adds to descend to, of a trained run: 75%%,50%%")
     parser.add_argument("--score", choices=["error", "loss"], default="loss")
-    parser.add_argument("--pick", choices=["drop", "drop-per-saving"], default="drop")
+    parser.add_argument("--pick", default="drop")
+    parser.add_argument("--straightforward", type=int, metavar="N", help="steps of the straightforward search  [all]")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if (args.space is None) == (args.run is None):
         parser.error("name a space or a --run")
     torch.set_num_threads(args.threads)
     net, images, calibration, fresh, options = trained(args) if args.run else drawn(args)
+    seen = sum(len(t) for _, t in images) + sum(len(x) for x, _ in calibration)
+    print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included")
+
     rows, paths = {}, {}
-    for name, kind, effort in (
-        ("straightforward", SupernetEvaluator, "exact"),
-        ("exact", PartialEvaluator, "exact"),
-        ("fast", PartialEvaluator, "fast"),
-    ):
-        evaluator = kind(net, list(images), list(calibration))
-        trace = autoslim.SearchTrace()
-        started = time.perf_counter()
-        points = descend(net, evaluator, trace, effort, options)
-        seconds = time.perf_counter() - started
-        seen = sum(len(t) for _, t in evaluator._images) + sum(len(x) for x, _ in evaluator._calibration)
-        macs = getattr(evaluator, "macs", seen * sum(c.macs for c, _ in trace.rows))
-        paths[name] = [(c.group, c.width) for c in trace.path_taken()]
+    for name, effort in (("exact", "exact"), ("fast", "fast")):
+        evaluator = PartialEvaluator(net, list(images), list(calibration))
+        trace, points, seconds = descend(net, evaluator, effort, options)
         losses = [fresh.score(p.config).loss for p in points] if fresh else []
-        rows[name] = (seconds, macs, len(trace.rows), losses)
+        paths[name] = [(c.group, c.width) for c in trace.path_taken()]
+        rows[name] = (seconds, evaluator.macs, len(trace.rows), losses)
+        if name == "exact":
+            exact = trace
+    count = args.straightforward
+    whole = {**options, "steps": count} if count is not None else options
+    trace, _, seconds = descend(net, SupernetEvaluator(net, list(images), list(calibration)), "exact", whole)
+    part, total = executed(net, trace, seen), executed(net, exact, seen)
+    paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
+    rows["straightforward"] = (seconds * total / part, total, evaluations(net, exact), rows["exact"][3])
+
     base = rows["straightforward"]
-    print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'same path':>10}  loss on fresh images")
-    for name, (seconds, macs, evaluations, losses) in rows.items():
-        same = sum(a == b for a, b in zip(paths[name], paths["straightforward"])) / len(paths["straightforward"])
+    print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'same path':>14}  loss on fresh images")
+    for name, (seconds, macs, count, losses) in sorted(rows.items(), key=lambda row: -row[1][1]):
+        known = list(zip(paths[name], paths["straightforward"]))
+        same = f"{sum(a == b for a, b in known) - 1} of {len(known) - 1}"
         text = " ".join(f"{loss:.4f}" for loss in losses)
-        print(f"{name:16} {base[0] / seconds:7.1f}x {base[1] / macs:7.1f}x {evaluations:12} {same:10.0%}  {text}")
+        print(f"{name:16} {base[0] / seconds:7.1f}x {base[1] / macs:7.1f}x {count:12} {same:>14}  {text}")
 
 
-def descend(net, evaluator, trace, effort, options) -> list:
-    """Search to the target, or for a number of steps."""
+def descend(net, evaluator, effort, options) -> tuple:
+    """Search to the target, or for a number of steps; returns the trace, the points and the seconds."""
     full = autoslim.CostTable(net).cost(net.full()).macs
     steps = options.get("steps")
     targets = options["targets"] if steps is None else [full * (1 - i / 1000) for i in range(1, 900)]
-    points = []
-    keywords = {key: options[key] for key in ("score", "pick")}
-    for point in autoslim.greedy_search(
-        net, targets={"macs": targets}, effort=effort, evaluator=evaluator, trace=trace, **keywords
-    ):
+    keywords = {"score": options["score"], "pick": options["pick"], "effort": effort}
+    points, trace, started = [], autoslim.SearchTrace(), time.perf_counter()
+    for point in autoslim.greedy_search(net, targets={"macs": targets}, evaluator=evaluator, trace=trace, **keywords):
         if steps is not None and point.step >= steps:
             break
         points.append(point)
-    return points
+    return trace, points, time.perf_counter() - started
+
+
+def executed(net, trace, images: int) -> int:
+    """Return the multiply-adds of scoring every candidate of every step of a path, each run whole on all images."""
+    table = autoslim.CostTable(net)
+    return images * sum(table.cost(widths).macs for widths in candidates(net, trace))
+
+
+def evaluations(net, trace) -> int:
+    """Return how many candidates a path has."""
+    return sum(1 for _ in candidates(net, trace))
+
+
+def candidates(net, trace):
+    """Yield the full network, then every candidate of every step of a path."""
+    widths = net.full().widths
+    yield widths
+    for taken in trace.path_taken()[1:]:
+        for name, width in widths.items():
+            place = net.choices[name].index(width)
+            if place:
+                yield {**widths, name: net.choices[name][place - 1]}
+        widths = {**widths, taken.group: taken.width}
 
 
 def drawn(args):
@@ -84,9 +112,10 @@ def drawn(args):
     space = replace(load_space(args.space), input_shape=(3, args.pixels, args.pixels)).with_classes(10)
     net = family.build_supernet(space)
     autoslim.initialize(net, 0)
+    count = args.images or 128
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(args.images, 3, args.pixels, args.pixels, generator=generator)
-    batches = list(zip(x.split(32), torch.randint(0, 10, (args.images,), generator=generator).split(32)))
+    x = torch.randn(count, 3, args.pixels, args.pixels, generator=generator)
+    batches = list(zip(x.split(32), torch.randint(0, 10, (count,), generator=generator).split(32)))
     calibration = batches[: max(1, len(batches) // 4)]
     return net, batches, calibration, None, {"steps": args.steps, "score": args.score, "pick": args.pick}
 
@@ -95,10 +124,21 @@ def trained(args):
     """A trained run, on its own images."""
     net, space, settings = load_supernet(args.run, "cpu")
     images = runs.load_images(settings["data"], space.input_shape, settings["held_out"], settings["seed"], torch.device("cpu"))
-    rules = space.search
-    scored, calibration = map(list, runs.judged_on(images, rules))
-    fresh = SupernetEvaluator(net, images.scoring(images.test, rules["batch_size"]), calibration)
+    scored, calibration = map(list, runs.judged_on(images, space.search))
+    fresh = SupernetEvaluator(net, images.scoring(images.test, space.search["batch_size"]), calibration)
+    if args.images:
+        scored, calibration = leading(scored, args.images), leading(calibration, args.images // 4)
     return net, scored, calibration, fresh, {"targets": args.target.split(","), "score": args.score, "pick": args.pick}
+
+
+def leading(batches, count: int) -> list:
+    """Return batches that hold the first `count` images."""
+    found = []
+    for x, target in batches:
+        if count > 0:
+            found.append((x[:count], target[:count]))
+            count -= len(x)
+    return found
 
 
 if __name__ == "__main__":
