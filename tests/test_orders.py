@@ -23,7 +23,7 @@ from autoslim.search.orders import (
 
 ORDERS = {
     "uniform": uniform_search,
-    "random": lambda *args, **options: random_search(*args, **{"configurations": 12, "tolerance": 0.05, **options}),
+    "random": lambda *args, **options: random_search(*args, **{"evaluations": 12, "tolerance": 0.05, **options}),
     "evolution": lambda *args, **options: evolution_search(
         *args, **{"evaluations": 20, "population": 6, "tolerance": 0.05, **options}
     ),
@@ -338,7 +338,7 @@ def test_impossible_searches_are_refused_by_the_call_itself(order, arguments, wo
 @pytest.mark.parametrize(
     ("order", "options", "words"),
     [
-        (random_search, {"configurations": 0}, "0 configurations"),
+        (random_search, {"evaluations": 0}, "0 configurations"),
         (random_search, {"tolerance": 1.0}, "tolerance is 1.0"),
         (evolution_search, {"evaluations": 0}, "0 configurations"),
         (evolution_search, {"population": 1}, "population is 1"),
@@ -380,7 +380,7 @@ def test_a_killed_search_has_its_evaluations_on_disk(tmp_path):
                 raise KeyboardInterrupt
             return super().score(config)
 
-    options = {"targets": {"macs": ["70%", "30%"]}, "configurations": 12}
+    options = {"targets": {"macs": ["70%", "30%"]}, "evaluations": 12}
     with pytest.raises(KeyboardInterrupt):
         list(random_search(net, evaluator=Killed(lumpy), trace=OrderTrace(path), **options))
     assert len(pd.read_csv(path)) == 17
@@ -394,7 +394,7 @@ def test_more_configurations_and_targets_go_on_from_the_record(tmp_path):
     asked = []
     for count, targets in ((5, ["50%"]), (9, ["50%", "80%"]), (9, ["50%", "80%", "20%"]), (5, ["50%"])):
         evaluator = Table(lumpy)
-        options = {"targets": {"macs": targets}, "configurations": count, "evaluator": evaluator}
+        options = {"targets": {"macs": targets}, "evaluations": count, "evaluator": evaluator}
         points = list(random_search(net, trace=OrderTrace(path), **options))
         assert points == list(random_search(net, **{**options, "evaluator": Table(lumpy)}))
         asked.append(len(evaluator.asked))

@@ -347,7 +347,7 @@ class OrderTrace:
             return before[0].score
         score = next((row.score for row in self.rows if row.widths == widths), None) or evaluate()
         self.rows.append(Evaluated(target, macs, score, False, widths))
-        self._append() if self._whole else self._rewrite()
+        self._append() if self._whole and self._writes else self._rewrite()
         return score
 
     def pick(self, target: float, place: int) -> None:
@@ -365,8 +365,6 @@ class OrderTrace:
             self._whole = True
 
     def _append(self) -> None:
-        if not self._writes:
-            return
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(_line(self.rows[-1]))
