@@ -1,19 +1,22 @@
+import dataclasses
 import itertools
 import json
 import sys
-import time
 
+import numpy as np
 import pytest
 import torch
+from all_cases import ALL_CASES
 from torch import nn
 
 import autoslim
+from autoslim.channels.trace import as_inputs
 from autoslim.cost import latency, latency_table
 from autoslim.cost.latency import Latency, Setup, measure, measure_latency, remeasure, time_calls, using_threads, width_message
 from autoslim.cost.latency_parts import Parts
 from autoslim.cost.latency_table import open_table
 from autoslim.errors import ModelError, RunError
-from tests.cli import printed, refused, run
+from cli import printed, refused, run
 
 
 class Residual(nn.Module):
@@ -56,7 +59,7 @@ EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 def supernet(model=Residual, **grid):
     torch.manual_seed(0)
-    return autoslim.Supernet(model(), EXAMPLE, **{"divisor": 4, **grid})
+    return autoslim.Supernet(model(), EXAMPLE, **grid)
 
 
 class Fake:
@@ -100,8 +103,8 @@ def test_the_sum_of_the_parts_is_the_network():
 
 
 def test_the_sum_is_fitted_to_whole_networks_and_checked_on_others():
-    net, fake = supernet(), Fake(scale=0.5, constant=3.0)
-    table = open_table(net, EXAMPLE, measure=fake)
+    net, fake = supernet(divisor=4), Fake(scale=0.5, constant=3.0)
+    table = open_table(net, EXAMPLE, measure=fake, rounds=1)
     assert table.factor == pytest.approx(0.5) and table.constant_ms == pytest.approx(3.0)
     fitted = set(fake.networks)
     found = table.check(20)
@@ -111,7 +114,7 @@ def test_the_sum_is_fitted_to_whole_networks_and_checked_on_others():
     assert found["raw_median_error"] == pytest.approx((raw[9] + raw[10]) / 2, rel=1e-4)
     checked = [tuple(row["widths"].values()) for row in found["rows"]]
     assert len(set(checked)) == 20
-    assert not fitted & set(fake.networks[len(fake.networks) - 60 :])
+    assert not fitted & set(fake.networks[-20:])
 
 
 def test_equal_parts_are_measured_once_a_round():
@@ -141,18 +144,18 @@ def test_parts_follow_layers_and_what_belongs_to_them():
 
 
 def test_between_measured_widths_the_table_is_bilinear():
-    net = supernet(steps=8)
-    all_pairs = open_table(net, EXAMPLE, measure=Fake())
-    ends = open_table(net, EXAMPLE, measure=Fake(), points=2)
-    assert ends.points < all_pairs.points / 4
+    net = supernet()
+    all_pairs = open_table(net, EXAMPLE, measure=Fake(), rounds=1)
+    ends = open_table(net, EXAMPLE, measure=Fake(), rounds=1, points=2)
+    assert ends.points < all_pairs.points / 3
     # The weights of a layer are a product of its widths (but for the depthwise one, linear), which is what bilinear means.
-    for config in (net.make_config([12, 20]), net.full(), net.narrowest(), net.make_config([32, 12])):
+    for config in (net.make_config([24, 16]), net.full(), net.narrowest(), net.make_config([16, 40])):
         assert ends.sum_of_parts(config) == pytest.approx(weights(net, config))
 
 
 def test_many_widths_that_meet_are_measured_by_their_sum():
     net = supernet(Dense)
-    table = open_table(net, EXAMPLE, measure=Fake())
+    table = open_table(net, EXAMPLE, measure=Fake(), rounds=1)
     assert max(len(part.axes) for part in Parts(net, (EXAMPLE,)).parts) == 2
     for ratio in (0.25, 0.5, 1.0):
         config = net.uniform(ratio)
@@ -166,11 +169,22 @@ def test_a_narrower_network_is_predicted_no_slower_however_noisy_the_measurement
         def weights(self, network):
             return super().weights(network) * (0.5 + torch.rand((), generator=self.generator).item())
 
+        def __call__(self, *args, whole, **kwargs):
+            found = super().__call__(*args, whole=whole, **kwargs)
+            return dataclasses.replace(found, low_ms=0.0, high_ms=3 * found.median_ms)
+
     net = supernet()
     table = open_table(net, EXAMPLE, measure=Noisy(), rounds=1)
     for first, second in itertools.pairwise(net.choices["stem"]):
         for inner in net.choices["conv1.0"]:
             assert table.milliseconds({"stem": first, "conv1.0": inner}) <= table.milliseconds({"stem": second, "conv1.0": inner})
+
+
+def test_what_is_slower_beyond_its_spread_stays():
+    times = np.array([1.0, 5.0, 3.0, 4.0])
+    wide, tight = np.full(4, 10.0), times + 0.25
+    assert latency_table._smooth(times, 0 * times, wide).tolist() == [1.0, 4.0, 4.0, 4.5]
+    assert latency_table._smooth(times, times - 0.25, tight).tolist() == [1.0, 4.75, 3.25, 4.25]
 
 
 def test_the_median_over_rounds_is_what_counts():
@@ -231,7 +245,7 @@ def test_a_table_of_another_case_is_refused(tmp_path):
     ):
         with pytest.raises(RunError, match=told):
             open_table(net, EXAMPLE, path, setup=setup, measure=Fake(limit=0))
-    for other in (supernet(Dense), supernet(divisor=8)):
+    for other in (supernet(Dense), supernet(divisor=4)):
         with pytest.raises(RunError, match="network .* not .* pass another file"):
             open_table(other, EXAMPLE, path, measure=Fake(limit=0))
     document = json.loads(path.read_text())
@@ -260,6 +274,21 @@ def test_what_cannot_be_measured_in_parts_is_refused():
 # Parts are what the network does ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ALL_CASES, ids=lambda kind: kind.__name__)
+def test_every_part_of_any_network_runs_at_any_width(kind):
+    torch.manual_seed(0)
+    inputs = kind.inputs(2)
+    net = autoslim.Supernet(kind(), inputs, divisor=1, steps=4)
+    parts = Parts(net, as_inputs(inputs))
+    for config in (net.full(), net.narrowest(), net.random(torch.Generator().manual_seed(1))):
+        for part in parts.parts:
+            widths = np.array(list(config.widths.values()))
+            module, given = parts.build(part, widths, "cpu")
+            with torch.no_grad():
+                module.eval()(*given)
+            assert parts.key(part, widths)
+
+
 @pytest.mark.parametrize("model", [Residual, Dense])
 def test_the_parts_of_a_configuration_have_its_weights_and_shapes(model):
     net = supernet(model)
@@ -267,7 +296,7 @@ def test_the_parts_of_a_configuration_have_its_weights_and_shapes(model):
     config = net.uniform(0.5)
     total, plain = 0, autoslim.materialize(net, config)
     for part in parts.parts:
-        module, inputs = parts.build(part, [config.widths[group.name] for group in net.groups], "cpu")
+        module, inputs = parts.build(part, np.array(list(config.widths.values())), "cpu")
         module.eval()(*inputs)
         total += sum(p.numel() for p in module.parameters())
         assert all(len(x) == 2 for x in inputs)
@@ -309,6 +338,10 @@ def test_a_network_is_measured_and_left_as_it_was():
     found = measure_latency(network, (EXAMPLE,), repeats=5, warmup=1)
     assert found.repeats == 5 and 0 < found.low_ms <= found.median_ms <= found.high_ms
     assert network.training
+    before = torch.get_num_threads()
+    found = measure(network, (EXAMPLE,), Setup(threads=before + 1))
+    assert found.repeats >= 20 and found.device == Setup().device_name
+    assert network.training and torch.get_num_threads() == before
 
 
 def test_a_setup_repeats_one_example():
@@ -349,7 +382,7 @@ def test_one_torch_table_end_to_end(tmp_path):
     table = open_table(net, EXAMPLE, tmp_path / "table.json", rounds=1, calibration=3)
     assert table.milliseconds(net.full()) > 0
     found = table.check(2)
-    assert found["configurations"] == 2 and all(row["measured_ms"] > 0 for row in found["rows"])
+    assert 0 < found["configurations"] <= 2 and all(row["measured_ms"] > 0 for row in found["rows"])
 
 
 # ONNX Runtime ----------------------------------------------------------------------------------------------------------
@@ -401,10 +434,9 @@ def test_the_verb_measures_checks_and_goes_on(tmp_path, capsys, faked):
     assert found["check"]["configurations"] == 4 and found["check"]["median_error"] < 1e-4 and found["factor"] == pytest.approx(2)
     assert found["measured"] == len(json.loads(path.read_text())["points"])
     faked(Fake(limit=0))
-    started = time.monotonic()
     assert run("latency-table", "digits_cnn", "--device", "cpu", "--out", path, "--check", 4, "--points", 2) == 0
     out, _ = capsys.readouterr()
-    assert "4 random configurations: median absolute error" in out and time.monotonic() > started
+    assert "4 random configurations: median absolute error" in out
     told = refused(capsys, "latency-table", "digits_cnn", "--device", "cpu", "--out", path, "--batch", 2)
     assert "batch 1, not 2" in told
 
@@ -415,4 +447,3 @@ def test_the_verb_says_that_width_does_not_help(tmp_path, capsys, faked):
     assert run(*args) == 0
     _, err = capsys.readouterr()
     assert "width hardly helps on" in err
-    assert latency_table.open_table is open_table

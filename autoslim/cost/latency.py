@@ -184,8 +184,8 @@ def measure(network: nn.Module, inputs: tuple, setup: Setup, *, whole: bool = Tr
     device = torch.device(setup.device)
     floors = {"repeats": 20, "warmup": 3, "seconds": 0.1} if whole else {"repeats": 10, "warmup": 3, "seconds": 0.003}
     inner = 20 if device.type == "cuda" and not whole else 1
-    with using_threads(setup.threads), torch.inference_mode():
-        place(network, device).eval()
+    place(network, device)
+    with using_threads(setup.threads), torch.inference_mode(), eval_mode(network):
         if setup.backend == "onnxruntime":
             from autoslim.cost.onnx_backend import onnx_call
 
@@ -241,7 +241,7 @@ def width_message(full: Latency, narrowest: Latency, *, limit: float = 0.8) -> s
         return None
     return (
         f"width hardly helps on {full.device}: the narrowest network takes {part:.0%} of the full one's time "
-        f"({narrowest.median_ms:.3g} of {full.median_ms:.3g} ms); take a larger --batch, another device, or a target in multiply-adds"
+        f"({narrowest.median_ms:.3g} of {full.median_ms:.3g} ms); take a larger batch, another device, or a target in multiply-adds"
     )
 
 

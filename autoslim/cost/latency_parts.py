@@ -71,7 +71,7 @@ class Parts:
         ModelError: the network cannot be traced, or a size in it does not follow the widths linearly.
     """
 
-    def __init__(self, net: Supernet, inputs: tuple, *, rules: Mapping | None = None, points: int = 12):
+    def __init__(self, net: Supernet, inputs: tuple, *, rules: Mapping | None = None, points: int = 16):
         self.net = net
         try:
             graph = trace(net.source, inputs, {**RULES, **(rules or {})}).graphs["eval"]
@@ -152,21 +152,24 @@ class Parts:
     # Parts ------------------------------------------------------------------------------------------------------------
 
     def _split(self) -> list[list[fx.Node]]:
-        """Return the operations of every part; what makes no tensor, or only picks one, costs nothing and is in none."""
+        """Return the operations of every part, in the order of the graph."""
         parts: list[list[fx.Node]] = []
         part_of: dict[fx.Node, list[fx.Node]] = {}
-        for node in self._nodes:
-            if node.op in ("placeholder", "output", "get_attr") or node.target in (read_size, operator.getitem, getattr):
-                if node.target is not operator.getitem or not _is_tensor(self._values.get(node.args[0])):
-                    continue
-            if not any(map(_is_tensor, tree_leaves(self._values[node]))):
-                continue
+        for node in filter(self._costs, self._nodes):
             part = None if self._begins(node) else self._before(node, part_of)
             if part is None:
                 parts.append(part := [])
             part.append(node)
             part_of[node] = part
         return parts
+
+    def _costs(self, node: fx.Node) -> bool:
+        """Tell whether an operation takes time: one that makes no tensor, or picks one of several, does not."""
+        if node.op in ("placeholder", "output", "get_attr") or node.target is read_size:
+            return False
+        if node.target in (operator.getitem, getattr) and not _is_tensor(self._values.get(node.args[0])):
+            return False
+        return any(map(_is_tensor, tree_leaves(self._values[node])))
 
     def _begins(self, node: fx.Node) -> bool:
         if node.op == "call_module":

@@ -31,8 +31,8 @@ class LatencyTable:
 
     The network is cut into parts (`Parts`), each of which is measured at pairs of the widths of its input and its output.
     A prediction is `factor * sum of the parts + constant`; the two numbers are fitted to whole networks that were measured
-    end to end. Between measured widths the prediction is bilinear. What noise makes slower at a narrower width is smoothed:
-    of the smallest and the largest times that never fall as a width grows, the mean.
+    end to end. Between measured widths the prediction is bilinear. A width that took longer than a wider one is smoothed as
+    far as the spread of its own repeats (10th to 90th percentile) allows: noise goes, steps of a kernel's speed stay.
 
     Build it with `open_table`.
 
@@ -59,8 +59,9 @@ class LatencyTable:
     def _read(self, parts: Parts, records: "_Records") -> None:
         surfaces: dict[tuple, np.ndarray] = {}
         for part in parts.parts:
-            times = [records.latency("points", parts.key(part, widths)).median_ms for widths in parts.points(part)]
-            grid = _smooth(np.array(times).reshape([len(axis.points) for axis in part.axes]))
+            times = [records.latency("points", parts.key(part, widths)) for widths in parts.points(part)]
+            rows = np.array([[each.median_ms, each.low_ms, each.high_ms] for each in times]).T
+            grid = _smooth(*rows.reshape(3, *(len(axis.points) for axis in part.axes)))
             surfaces[part.axes] = surfaces.get(part.axes, 0) + grid
         axes = list(dict.fromkeys(axis for row in surfaces for axis in row))
         self._factors = np.array([axis.factors for axis in axes]).reshape(len(axes), len(self._names))
@@ -138,9 +139,9 @@ def open_table(
     *,
     setup: Setup | None = None,
     rules: Mapping | None = None,
-    points: int = 12,
+    points: int = 16,
     rounds: int = 3,
-    calibration: int = 10,
+    calibration: int = 16,
     progress: bool = False,
     report: Callable[[str], None] = lambda line: None,
     measure: Measure = measure,
@@ -313,13 +314,14 @@ def _draw(net: Supernet, count: int, seed: int, avoid: Sequence[ChannelConfig]) 
     return found
 
 
-def _smooth(times: np.ndarray) -> np.ndarray:
-    """Return times that do not fall as a width grows: the mean of the least ones above and the greatest ones below."""
+def _smooth(times: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return times that do not fall as a width grows (the mean of the least ones above and the greatest ones below), each
+    within its spread."""
     above, below = times, times
     for axis in range(times.ndim):
         above = np.maximum.accumulate(above, axis)
         below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis), axis)
-    return (above + below) / 2
+    return np.clip((above + below) / 2, low, high)
 
 
 def _place(points: list[float], x: float) -> tuple[int, float]:
