@@ -206,7 +206,7 @@ def search_run(
                 remeasured = budgets.remeasure(each, point.target)
                 if remeasured is not None:
                     each = replace(each, provenance={**each.provenance, "latency": remeasured.to_json()})
-                    notes.append(_remeasured(path, remeasured))
+                    notes.append(_remeasured(path, prefix, remeasured))
                 each.save(path)
             found.append((path, each))
     if order == "greedy":
@@ -239,10 +239,11 @@ def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path,
     return search(net, targets=targets, trace=trace, **common), trace
 
 
-def _remeasured(path: Path, found) -> str:
-    verdict = "holds" if found.holds else "is missed"
-    spread = f"{found.latency.low_ms:.3g} to {found.latency.high_ms:.3g}"
-    return f"{path}: {found.latency.median_ms:.3g} ms ({spread}) on {found.latency.device}; {found.target_ms:.3g} ms {verdict}"
+def _remeasured(path: Path, prefix: str, found) -> str:
+    latency = found.latency
+    text = f"{path}: {latency.median_ms:.3g} ms ({latency.low_ms:.3g} to {latency.high_ms:.3g}) on {latency.device}"
+    # The uniform one is there for comparison, at equal multiply-adds.
+    return text if prefix else f"{text}; {found.target_ms:.3g} ms {'holds' if found.holds else 'is missed'}"
 
 
 def _path(trace, reached: list, effort: str) -> list:
