@@ -447,3 +447,30 @@ def test_the_verb_says_that_width_does_not_help(tmp_path, capsys, faked):
     assert run(*args) == 0
     _, err = capsys.readouterr()
     assert "width hardly helps on" in err
+
+
+def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, faked, monkeypatch):
+    faked(Fake(scale=2.0, constant=1.0))
+    run_folder, path = tmp_path / "run", tmp_path / "table.json"
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", run_folder, "--device", "cpu") == 0
+    assert run("latency-table", run_folder, "--device", "cpu", "--batch", 4, "--out", path, "--check", 0) == 0
+    measured = []
+
+    def fake(network, inputs, setup, *, whole=True):
+        measured.append((len(inputs[0]), 2 * sum(p.numel() for p in network.parameters() if p.dim() > 1) / 1000 + 1))
+        return Latency(measured[-1][1], 1.0, 3.0, 10, "fake")
+
+    monkeypatch.setattr(latency, "measure", fake)
+    wanted = ("--latency-target", "60%", "--latency-target", "40%", "--flops-target", "90%", "--latency-table", path)
+    found = printed(capsys, "search", run_folder, *wanted, "--out", tmp_path / "out")
+    searched = [each for each in found if each["provenance"]["kind"] == "searched"]
+    assert len(searched) == 2
+    for each in searched:
+        about = each["provenance"]
+        assert about["costs"]["macs"] <= about["target"]["macs"]
+        # By the fake clock, what was predicted is what is measured on the materialised network.
+        assert about["costs"]["latency"] == pytest.approx(about["latency"]["latency"]["median_ms"], rel=1e-3)
+        assert about["latency"]["holds"] and about["latency"]["latency"]["median_ms"] <= about["target"]["latency"]
+    assert {count for count, _ in measured} == {4}
+    message = refused(capsys, "search", run_folder, "--latency-target", "1us", "--latency-table", path, "--out", tmp_path / "no")
+    assert "latency target 1us is below the narrowest" in message and not (tmp_path / "no").exists()

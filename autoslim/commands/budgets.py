@@ -9,7 +9,7 @@ import torch
 from autoslim.channels.config import ChannelConfig
 from autoslim.cost.budgets import Budgets, Target
 from autoslim.cost.latency import Remeasured, Setup, remeasure
-from autoslim.cost.latency_table import LatencyTable, open_table
+from autoslim.cost.latency_table import LatencyTable, open_table, read_setup
 from autoslim.factories import load_rules
 from autoslim.slimmable.materialize import example_input, materialize
 from autoslim.slimmable.supernet import Supernet
@@ -56,6 +56,8 @@ def open_budgets(
     table = None
     if "latency" in targets:
         setup = Setup(device=latency_device, batch=batch, threads=threads)
+        if latency_table:
+            setup = read_setup(latency_table)
         path = latency_table or run / f"latency-{latency_device.replace(':', '')}-batch{batch}-threads{threads}.json"
         example = torch.zeros(1, *space.input_shape)
         for turn in (first, not first):

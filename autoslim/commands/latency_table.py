@@ -26,12 +26,12 @@ from autoslim.spaces import load_space
 @options.shape_option
 @options.json_option
 def latency_table(space, device, batch, threads, backend, points, check, out, input_shape, as_json):
-    """Measure the layers of SPACE (a name, a TOML file or pkg.module:factory) at all widths, on this machine.
+    """Measure the layers of SPACE (a name, a TOML file, pkg.module:factory, or the RUN of a supernet) at all widths, here.
 
     From the table the latency of any configuration is predicted; it is compared with that of random configurations measured
     end to end. Run again, it goes on where it was cut off. Keep the machine quiet meanwhile.
     """
-    loaded = load_space(space, input_shape=input_shape)
+    loaded = _space_of_run(Path(space)) or load_space(space, input_shape=input_shape)
     out = out or Path(f"latency-{loaded.name.replace(':', '.')}.json")
     table = space_table(loaded, out, device=device, batch=batch, threads=threads, backend=backend, points=points)
     found = {
@@ -42,6 +42,15 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
     if check:
         found["check"] = table.check(check, progress=True)
     options.print_json(found) if as_json else _show(found)
+
+
+def _space_of_run(folder: Path):
+    """Return the search space of a trained supernet, with the classes of its data; None if this is no run."""
+    from autoslim.commands import runs
+
+    if not (folder / "config.json").exists():
+        return None
+    return runs.space_from_json(runs.read_run(folder, "supernet")["space"])
 
 
 def space_table(space, path: Path, *, device="auto", batch=1, threads=1, backend="torch", points=16):

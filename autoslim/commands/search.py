@@ -31,7 +31,8 @@ def _target(name: str, help: str):
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads, for latency on a CPU.")
 @click.option(
     "--latency-table", type=click.Path(path_type=Path), metavar="FILE",
-    help="Written by `autoslim latency-table`.  [default: measured into RUN]",
+    help="Written by `autoslim latency-table RUN`, whose device, batch, threads and backend then hold.  [default: measured "
+    "into RUN, by torch]",
 )  # fmt: skip
 @click.option(
     "--order", type=click.Choice(ORDERS), default="greedy", show_default=True,

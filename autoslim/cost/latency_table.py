@@ -258,6 +258,19 @@ class _Records:
         self.save()
 
 
+def read_setup(path: str | Path) -> Setup:
+    """Return the setup that a latency table was measured under.
+
+    Raises:
+        RunError: the file is no latency table.
+    """
+    document = read_json(Path(path), RunError)
+    try:
+        return Setup(**{name: document["setup"][name] for name in ("device", "batch", "threads", "backend")})
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is no latency table ({_FORMAT}); write one with `autoslim latency-table`") from error
+
+
 def _check(document, about: dict, path: Path) -> dict:
     """Return the document of a table if it was made for the same network and setup."""
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
