@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from cli import run
+import torch
 
 import autoslim
 from autoslim.cost.memory import peak_memory_bytes
+from cli import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,8 +118,6 @@ def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):
     full = factory.build(factory.full_width)
     plain = autoslim.materialize(full, config)
     params = sum(p.numel() for p in plain.parameters())
-    import torch
-
     memory = peak_memory_bytes(plain, torch.zeros(2, *config.input_shape))
     assert costs == {"macs": costs["macs"], "params": params, "size": 2 * params, "memory": memory}
     assert set(target) == set(costs) and all(costs[kind] <= amount for kind, amount in target.items())
@@ -140,8 +139,10 @@ def test_other_orders_write_a_configuration_a_target(supernet, tmp_path, capsys,
         ((), "no target"),
         (("--params-target", "1k"), "params target 1k is below"),
         (("--flops-target", "60%", "--memory-target", "10"), "memory target 10B is below"),
+        (("--flops-target", "60%", "--latency-target", "1ms", "--batch", 0), "--batch"),
+        (("--flops-target", "60%", "--memory-budget", "some"), "--memory-budget 'some'"),
         (("--params-target", "60%", "--order", "random"), "takes --flops-target"),
-        (("--flops-target", "60%", "--flops-target", "50%", "--params-target", "60%", "--params-target", "50%", "--params-target", "40%"), "3"),
+        ((*("--flops-target", "60%") * 2, *("--params-target", "60%") * 3), "3"),
     ],
 )  # fmt: skip
 def test_impossible_budgets_are_refused_before_anything_is_written(supernet, tmp_path, capsys, options, words):
