@@ -30,10 +30,11 @@ class Known:
     """A contest with known increases of the loss, that remembers who entered."""
 
     def __init__(self, step, increases):
-        self.step, self.increases, self.entered = step, increases, []
+        self.step, self.increases, self.entered, self.best = step, increases, [], None
 
     def enter(self, names):
         self.entered.append(list(names))
+        self.best = names[0]
 
     @property
     def best_value(self):
@@ -269,3 +270,12 @@ def test_a_fast_search_that_was_cut_off_ends_with_the_same_trace(tmp_path):
 def test_an_unknown_effort_is_refused():
     with pytest.raises(autoslim.AutoSlimError, match="effort 'some' is unknown; pass one of fast, exact"):
         autoslim.greedy_search(supernet(), data(1, 0), data(1, 0), targets={"macs": ["60%"]}, effort="some")
+
+
+def test_a_fast_search_survives_losses_that_are_no_numbers():
+    class Lost:
+        def score(self, config):
+            return autoslim.Score(1.0, float("nan"), 10)
+
+    (point,) = autoslim.greedy_search(supernet(), targets={"macs": ["60%"]}, score="loss", effort="fast", evaluator=Lost())
+    assert point.cost.macs > 0

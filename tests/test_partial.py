@@ -157,3 +157,88 @@ def test_values_that_are_not_kept_are_computed_with_the_statistics_of_their_conf
 @pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat])
 def test_memory_changes_no_decision(kind, score, budget):
     check_descents(kind, score, budget)
+
+
+class SharedNorm(nn.Module):
+    """One batch norm, and one head with a batch norm, that see two activations each."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.between = nn.Conv2d(8, 6, 3, padding=1)
+        self.back = nn.Conv2d(6, 8, 1)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x):
+        a = self.norm(self.stem(x)).relu()
+        b = self.norm(self.side(a)).relu()
+        c = self.back(self.between(b).relu())
+        return self.out(torch.cat([self.head(a).mean((2, 3)), self.head(c).mean((2, 3))], dim=1))
+
+
+def contested(net, data, calibration, **options):
+    """Yield the scores of all candidates of two steps, in parts and whole."""
+    parts, whole = PartialEvaluator(net, data, calibration, **options), SupernetEvaluator(net, data, calibration)
+    for base in (net.full(), net.random(torch.Generator().manual_seed(3))):
+        candidates = {name: config for name in base.widths if (config := narrower(net, base, name))}
+        contest = parts.contest(step(net, base, candidates), "exact")
+        contest.enter(list(candidates))
+        for name, judged in contest.close().items():
+            yield (judged.score.error, judged.score.loss), whole.score(candidates[name])
+
+
+def batches(sizes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in sizes]
+
+
+def test_a_norm_that_runs_twice_has_the_statistics_of_both():
+    torch.manual_seed(0)
+    net = autoslim.Supernet(randomized(SharedNorm()), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    for found, expected in contested(net, batches([40], 0), batches([16, 8], 1)):
+        assert found == pytest.approx((expected.error, expected.loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda n: nn.BatchNorm2d(n, track_running_stats=False), nn.InstanceNorm2d])
+@pytest.mark.parametrize("sizes", [((40, 20), (16, 4)), ((20, 10), (4, 16)), ((60,), (4,))])
+def test_batches_that_do_not_fit_among_others_that_do(norm, sizes):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    net = autoslim.Supernet(randomized(model), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    data, calibration = batches(sizes[0], 0), batches(sizes[1], 1)
+    one = PartialEvaluator(net, data, calibration)._partial.bytes
+    for found, expected in contested(net, data, calibration, memory_budget=4 * 10 * one):  # ten images are at work at once
+        assert found == pytest.approx((expected.error, expected.loss), rel=1e-4)
+
+
+def test_what_cannot_be_judged_is_refused_in_words():
+    net, _ = supernet(tricky.Residual)
+    images = batches([4], 0)
+    for images_, calibration, options, words in (
+        ([], images, {}, "0 images to score"),
+        (images, [], {}, "0 images to calibrate"),
+        (images, images, {"precision": "fp8"}, "precision 'fp8' is unknown"),
+        (images, images, {"race": {"leats": 3}}, "'leats'"),
+    ):
+        with pytest.raises(autoslim.AutoSlimError, match=words):
+            PartialEvaluator(net, images_, calibration, **options)
+
+
+def test_other_weights_are_judged_anew():
+    net, _ = supernet(tricky.Residual)
+    evaluator = PartialEvaluator(net, batches([40], 0), batches([16], 1))
+    options = {"targets": {"macs": ["80%"]}, "score": "loss", "effort": "exact"}
+    list(autoslim.greedy_search(net, evaluator=evaluator, **options))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.5)
+    (again,) = autoslim.greedy_search(net, evaluator=evaluator, **options)
+    fresh = PartialEvaluator(net, batches([40], 0), batches([16], 1))
+    (point,) = autoslim.greedy_search(net, evaluator=fresh, **options)
+    assert again.config.channels == point.config.channels
+    assert again.score.loss == pytest.approx(point.score.loss, rel=1e-9)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import autoslim
+from autoslim.commands import runs
+from autoslim.commands.search import load_supernet
 from autoslim.cost.memory import peak_memory_bytes
 from cli import run
 
@@ -141,7 +143,11 @@ def test_other_orders_write_a_configuration_a_target(supernet, tmp_path, capsys,
         (("--flops-target", "60%", "--memory-target", "10"), "memory target 10B is below"),
         (("--flops-target", "60%", "--latency-target", "1ms", "--batch", 0), "--batch"),
         (("--flops-target", "60%", "--memory-budget", "some"), "--memory-budget 'some'"),
+        (("--flops-target", "60%", "--memory-budget", "60%"), "write it as 4GB"),
         (("--params-target", "60%", "--order", "random"), "takes --flops-target"),
+        (("--flops-target", "60%", "--order", "random", "--effort", "exact"), "does not take --effort"),
+        (("--flops-target", "60%", "--order", "uniform", "--swaps", 1), "does not take --swaps"),
+        (("--flops-target", "60%", "--evaluations", 5), "does not take --evaluations"),
         ((*("--flops-target", "60%") * 2, *("--params-target", "60%") * 3), "3"),
     ],
 )  # fmt: skip
@@ -149,3 +155,27 @@ def test_impossible_budgets_are_refused_before_anything_is_written(supernet, tmp
     assert run("search", supernet, *options, "--out", tmp_path / "out") != 0
     message = capsys.readouterr().err
     assert words in message and not (tmp_path / "out").exists()
+
+
+def test_swaps_go_on_from_a_search_without_and_keep_every_target(supernet, tmp_path, capsys):
+    targets = ("--flops-target", "90%", "--params-target", "60%", "--params-target", "40%", "--memory-budget", "1GB")
+    assert run("search", supernet, *targets, "--device", "cpu", "--out", tmp_path) == 0
+    before = contents(tmp_path)["trace.csv"]
+    capsys.readouterr()
+    assert run("search", supernet, *targets, "--device", "cpu", "--out", tmp_path, "--swaps", 2, "--json") == 0
+    found = [each for each in json.loads(capsys.readouterr().out) if each["provenance"]["kind"] == "searched"]
+    assert contents(tmp_path)["trace.csv"] == before and len(list(tmp_path.glob("swaps-*.csv"))) == len(found) == 2
+    for each in found:
+        about = each["provenance"]
+        assert all(about["costs"][kind] <= amount for kind, amount in about["target"].items()) and about["swaps"] == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_estimates_are_in_full_precision(supernet, tmp_path, capsys, precision):
+    options = ("--flops-target", "60%", "--device", "cpu", "--effort", "exact", "--precision", precision)
+    assert run("search", supernet, *options, "--out", tmp_path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)[0]
+    net, space, settings = load_supernet(supernet, "cpu")
+    images = runs.load_images("digits", space.input_shape, settings["held_out"], 0, torch.device("cpu"))
+    score = runs.supernet_evaluator(net, images, space.search).score(autoslim.ChannelConfig.load(found["path"]))
+    assert (found["estimate"]["error"], found["estimate"]["loss"]) == pytest.approx((score.error, score.loss), rel=1e-6)

@@ -15,6 +15,18 @@ def _target(name: str, help: str):
     return click.option(f"--{name}-target", name, multiple=True, metavar="AMOUNT", help=help)
 
 
+def _check_order(order: str, targets: Mapping) -> None:
+    """Refuse options that an order of search does not take."""
+    greedy = ["effort", "precision", "pick", "swaps", "memory_budget"]
+    refused = {"greedy": ["evaluations"], "uniform": [*greedy, "evaluations"]}.get(order, greedy)
+    context = click.get_current_context()
+    given = [name for name in refused if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        raise click.UsageError(f"--order {order} does not take --{given[0].replace('_', '-')}")
+    if order != "greedy" and set(targets) != {"macs"}:
+        raise click.UsageError(f"--order {order} takes --flops-target and no other target")
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @_target("flops", "Multiply-adds, as 300M, 1.2G, 300e6 or 60% of the full network.")
@@ -78,8 +90,7 @@ def search(run, flops, params, size, memory, latency, as_json, **how):
     targets = {kind: amounts for kind, amounts in given.items() if amounts}
     if not targets:
         raise click.UsageError("there is no target; give --flops-target 60%, or another budget")
-    if how["order"] != "greedy" and set(targets) != {"macs"}:
-        raise click.UsageError(f"--order {how['order']} takes --flops-target and no other target")
+    _check_order(how["order"], targets)
     found, notes = search_run(run, targets, **how)
     if found is None:
         return  # another process of several tells
@@ -134,7 +145,7 @@ def search_run(
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
-    from autoslim.cost.targets import parse_amount
+    from autoslim.cost.budgets import parse_bytes
     from autoslim.errors import RunError
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
@@ -146,7 +157,7 @@ def search_run(
     ranks = Ranks()
     device = ranks.device(device)
     net, space, settings = load_supernet(run, device)
-    budget = parse_amount(memory_budget, 0, "--memory-budget")
+    budget = parse_bytes(memory_budget, "--memory-budget")
     if settings["held_out"] is None:
         raise RunError(
             f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
@@ -163,10 +174,13 @@ def search_run(
             "held-out images would not be the same; restore the data, or train again"
         )
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}
-    rules |= {"order": order} | (
-        {"effort": effort, "precision": precision} if order == "greedy" else {"evaluations": evaluations}
-    )
-    rules |= {"swaps": swaps} if swaps else {}
+    rules["order"] = order
+    if order == "greedy":
+        rules |= {"effort": effort, "precision": precision}
+        # Where 256 images do not fit, a fast search decides on smaller samples.
+        rules |= {"memory_budget": budget} if effort == "fast" else {}
+    elif order != "uniform":
+        rules["evaluations"] = evaluations
     out = out or run / ("search" if order == "greedy" else f"search-{order}")
     provenance = {
         "data": settings["data"],
@@ -186,6 +200,7 @@ def search_run(
 
     def finish(config: ChannelConfig, estimate: dict, target, **extra) -> ChannelConfig:
         costs = budgets.costs(config)
+        extra |= {"swaps": swaps} if swaps else {}
         extra |= {"target": target.to_json(), "costs": costs, "terms": budgets.terms}
         config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
         return replace(config, provenance={**provenance, **extra})
@@ -194,13 +209,15 @@ def search_run(
     for point in points:
         if swaps:
             again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
-            point = swap(net, point, trace=OrderTrace(out / "swaps.csv", writes=ranks.rank == 0), **again)
+            point = swap(net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv", writes=ranks.rank == 0), **again)
         pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
         reached.append((point.cost.macs, point.score))
         if order == "greedy":
             equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
             estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
             pair.append(("uniform-", finish(equal, estimate, point.target, kind="uniform")))
+        if swaps and "swaps" not in point.config.estimate:
+            notes.append(f"{point.target.label}: no swap helped")
         for prefix, each in pair:
             path = out / f"{prefix}{point.target.label}.json"
             if ranks.rank == 0:

@@ -1,7 +1,8 @@
 """Budgets of several kinds at once: multiply-adds, parameters, bytes of weights, peak memory, latency."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch.utils._pytree import tree_map
@@ -64,6 +65,15 @@ KINDS = {
     "memory": Kind("memory target", "memory-", "", _BYTES, _MORE_BYTES, "20MB, 20MiB, 500kB or 60%"),
     "latency": Kind("latency target", "", "", (("ms", 1.0), ("us", 1e-3)), {"s": 1e3}, "12ms, 800us, 0.1s or 60%"),
 }
+
+
+def parse_bytes(text: str | float, what: str) -> float:
+    """Return an amount of bytes: 4G, 4GB, 500MiB. Errors name it by `what`.
+
+    Raises:
+        TargetError: the text is no positive amount.
+    """
+    return replace(KINDS["memory"], option=what, examples="4GB, 500MB or 500MiB").read(text, 0)
 
 
 class Budgets:
@@ -222,7 +232,7 @@ def check_budgets(
     rows: dict[str, list[float]] = {}
     for name, kind in KINDS.items():
         given = targets.get(name, ())
-        given = [given] if isinstance(given, (str, int, float)) else list(given)
+        given = [given] if isinstance(given, (str, Real)) else list(given)
         if given:
             rows[name] = sorted((kind.read(amount, full[name]) for amount in given), reverse=True)
     if not rows:

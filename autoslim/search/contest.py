@@ -136,8 +136,10 @@ class _PartsContest:
         self._evaluator.advance(self.best, self._entered[self.best])
         return found
 
-    def _value(self, name: str) -> float:
-        return self._step.value(name, self._costs(name, self._batches[name]).mean().item())
+    def _value(self, name: str, batches: int | None = None) -> float:
+        batches = self._batches[name] if batches is None else batches
+        score, base = self._entered[name].score(batches), self._evaluator.base.score(batches)
+        return self._step.value(name, _increase(score, base, self._step.score))
 
     def _costs(self, name: str, batches: int) -> Tensor:
         """Return what every image of the leading batches costs more than with the base."""
@@ -210,7 +212,7 @@ class Race(_PartsContest):
         return [name for name in running if not self._behind(name, best, done) > self._z]
 
     def _leader(self, running, done) -> str:
-        return self._step.best({n: self._step.value(n, self._costs(n, done).mean().item()) for n in running})
+        return self._step.best({name: self._value(name, done) for name in running})
 
     def _behind(self, name: str, best: str, batches: int) -> float:
         """Return by how many standard errors a candidate is worse than the best."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
+from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.partial import NotPartial, PartialNet
@@ -75,19 +76,25 @@ class PartialEvaluator(SupernetEvaluator):
     def __init__(self, net, images, calibration, *, calibration_images: int = 1024, rules: Mapping | None = None,
                  memory_budget: float = 4e9, precision: str = "fp32", race: Mapping | None = None):  # fmt: skip
         super().__init__(net, images, calibration, calibration_images=calibration_images)
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(PRECISIONS)}")
+        if unknown := set(race or ()) - set(RACE):
+            raise ConfigError(f"race has {', '.join(map(repr, sorted(unknown)))}; it takes {', '.join(RACE)}")
+        if len({target.shape[1:] for _, target in self._images}) > 1:
+            raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
         self._partial = PartialNet(net, _part(self._images[0][0], 0, 2), rules)
         # A quarter for a batch that is at work, the rest for what is kept of others.
         self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
         self._room = int(memory_budget * 3 / 4 / max(1, self._partial.bytes))
-        # A norm that keeps no statistics makes an image's score depend on the others of its batch.
+        # A batch norm that keeps no statistics makes an image's score depend on the others of its batch.
         with eval_mode(net):
-            self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _NormBase))
+            self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))
         self._size = min(self.batch, self._most)
         if self._alone:
             self._images = [(_part(x, i, i + self._size), target[i : i + self._size])
                             for x, target in self._images for i in range(0, len(target), self._size)]  # fmt: skip
-        self._precision = PRECISIONS[precision]
+        self.precision, self._cast = precision, PRECISIONS[precision]
         self._race = {**RACE, **(race or {})}
         self._order: str | None = None
         self._given: Tensor | None = None  # where the images as they were given are now
@@ -106,7 +113,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     @torch.inference_mode()
     def score(self, config: ChannelConfig) -> Score:
-        """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""
+        """Return the supernet estimate of one configuration; the supernet is left set to it, with its BN statistics."""
         judged = self._judge(config)
         if config.widths == self.net.full().widths:
             self._full = judged
@@ -141,6 +148,11 @@ class PartialEvaluator(SupernetEvaluator):
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
+    def forget(self) -> None:
+        """Forget what was computed with the weights so far."""
+        self.base = self._full = None
+        self._kept.clear()
+
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
         if self._order != effort:
@@ -157,6 +169,8 @@ class PartialEvaluator(SupernetEvaluator):
         self._order, self.base = effort, None
         self._kept.clear()
         self._used = self._calibration if effort == "exact" else list(self._leading(self._race["calibration"]))
+        # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
+        self._fits = all(_count(x) <= self._most for x, _ in (*self._used, *self._images))
         shapes = {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._images}
         if not self._alone or len(shapes) > 1:
             return
@@ -250,7 +264,7 @@ class PartialEvaluator(SupernetEvaluator):
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         device = next(self.net.parameters()).device.type
-        cast = torch.autocast(device, self._precision) if self._precision else contextlib.nullcontext()
+        cast = torch.autocast(device, self._cast) if self._cast else contextlib.nullcontext()
         with eval_mode(self.net), self._partial.ready(), cast:
             yield
         self.net.set(self.base.config)
@@ -258,7 +272,7 @@ class PartialEvaluator(SupernetEvaluator):
     def _values(self, kind: str, i: int, x) -> dict | None:
         """Return what candidates start from on a batch, at the base; None where that is too much to keep."""
         self.net.set(self.base.config)
-        if _count(x) > self._most:
+        if _count(x) > self._most or (kind == "calibrate" and not self._fits):
             return None
         values, late = self._kept.get((kind, i), (None, None))
         if values is not None and late is None:

@@ -68,6 +68,9 @@ class SupernetEvaluator:
         calibration: batches of training images; labels are not used.
         calibration_images: leading batches are taken until they hold this many images; about a thousand are enough
             (US-Nets, section 3.4).
+
+    Raises:
+        DataError: there is no batch to score, or none to calibrate with.
     """
 
     def __init__(self, net: Supernet, images: Iterable, calibration: Iterable, *, calibration_images: int = 1024):
@@ -77,11 +80,15 @@ class SupernetEvaluator:
         self._images = [(to_device(x, device), target.to(device)) for x, target in images]
         self._calibration = []
         for batch in calibration:
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
             # As (inputs, target), so that a list of inputs is not taken for such a pair.
-            self._calibration.append((to_device(batch[0], device), None))
-            calibration_images -= next(t.shape[0] for t in tree_leaves(batch[0]) if isinstance(t, torch.Tensor))
+            self._calibration.append((to_device(x, device), None))
+            calibration_images -= next(t.shape[0] for t in tree_leaves(x) if isinstance(t, torch.Tensor))
             if calibration_images <= 0:
                 break
+        for batches, what in ((self._images, "score"), (self._calibration, "calibrate batch norm with")):
+            if not batches:
+                raise DataError(f"there are 0 images to {what}; pass at least one batch")
 
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""

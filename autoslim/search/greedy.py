@@ -89,6 +89,8 @@ def greedy_search(
     if effort not in EFFORTS:
         raise ConfigError(f"effort {effort!r} is unknown; pass one of {', '.join(EFFORTS)}")
     budgets = budgets or Budgets(net, targets)
+    if lacking := [kind for kind in targets if kind not in budgets.full]:
+        raise ConfigError(f"budgets do not count {', '.join(lacking)}; pass Budgets(net, {list(targets)})")
     wanted = budgets.check(targets)
     if evaluator is None:
         if images is None or calibration is None:
@@ -102,6 +104,8 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
     full = net.full()
     widths = full.widths
     strategy = Lazy(score) if effort == "fast" else Everyone(score)
+    if hasattr(evaluator, "forget"):
+        evaluator.forget()
     with Progress(budgets.full, targets, shown=progress) as shown:
         known = trace.step(0)
         if not known:
@@ -120,7 +124,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
             step = _step(net, budgets, widths, costs, current, remaining[0], score, pick)
             candidates = trace.step(number)
             if candidates:
-                _check_recorded(candidates, step)
+                _check_recorded(candidates, step, effort)
             else:
                 contest = evaluator.contest(step, effort) if hasattr(evaluator, "contest") else WholeContest(evaluator, step)
                 strategy.run(number, step, contest)
@@ -155,14 +159,17 @@ def _step(net, budgets, widths, costs, current: Candidate, target: Target, score
     )
 
 
-def _check_recorded(candidates: list[Candidate], step: Step) -> None:
-    """Raise RunError unless the recorded candidates of a step are its own, and the picked one, the last, is the best."""
+def _check_recorded(candidates: list[Candidate], step: Step, effort: str) -> None:
+    """Raise RunError unless the recorded candidates of a step are its own, and the picked one, the last, is the best.
+
+    The best of a fast search is that of several samples, which the record does not tell apart.
+    """
     *_, picked = candidates
     legal = {name: (config.widths[name], step.macs[name]) for name, config in step.candidates.items()}
     known = all(legal.get(each.group) == (each.width, each.macs) for each in candidates)
     # Who left early was judged on other images.
-    values = {c.group: step.value(c.group, c.increase(step.score)) for c in candidates if c.images == picked.images}
-    if not known or step.best(values) != picked.group:
+    values = {c.group: step.value(c.group, c.increase(step.score)) for c in candidates if known and c.images == picked.images}
+    if not known or (effort == "exact" and step.best(values) != picked.group):
         raise RunError(
             f"the trace was written by another search (step {picked.step} narrowed {picked.group!r} to {picked.width} channels); "
             "search with the same settings, or into another folder"
@@ -182,7 +189,7 @@ def _point(net, budgets, evaluator, target: Target, widths: dict[str, int], at: 
     cost = budgets.table.cost(widths)
     config = _config(net, widths)
     # A fast search judged it on a sample.
-    sampled = effort == "fast" and hasattr(evaluator, "contest")
-    score = evaluator.score(config) if sampled else Score(at.error, at.loss, at.images)
+    roughly = hasattr(evaluator, "contest") and (effort == "fast" or evaluator.precision != "fp32")
+    score = evaluator.score(config) if roughly else Score(at.error, at.loss, at.images)
     config = replace(config, cost=cost.to_json(), estimate={"kind": "supernet estimate", **score.to_json()})
     return SearchPoint(target, config, cost, score, at.step)

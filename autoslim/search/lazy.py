@@ -57,7 +57,9 @@ class Lazy:
         predicted = {name: self._costs[name] / step.savings[name] for name in step.candidates if name not in unknown}
         order = sorted(predicted, key=predicted.get)
         while unknown or order:
-            names = unknown or [name for name in order[: self._at_once] if predicted[name] < contest.best_value]
+            names = unknown or [
+                name for name in order[: self._at_once] if contest.best is None or predicted[name] < contest.best_value
+            ]
             if not names:
                 return
             contest.enter(names)

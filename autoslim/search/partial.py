@@ -60,6 +60,7 @@ class PartialNet:
         self._output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
         self._sources = [[self._place[n] for n in node.all_input_nodes] for node in self._nodes]
         follows = self._follows()
+        self._shared = self._shared_norms()
         self._again: dict[str, list[int]] = {}
         self._leading: dict[str, set[int]] = {}
         for index, group in enumerate(net.groups):
@@ -108,11 +109,32 @@ class PartialNet:
             found.append(own)
         return found
 
+    def _shared_norms(self) -> list[set[int]]:
+        """Return the operations of every norm with statistics that runs more than once."""
+        users: dict[int, set[int]] = {}
+        for i, node in enumerate(self._nodes):
+            if node.op == "call_module":
+                for module in self.net.model.get_submodule(node.target).modules():
+                    if module._buffers.get("running_mean") is not None:
+                        users.setdefault(id(module._buffers["running_mean"]), set()).add(i)
+            elif node.op == "get_attr":
+                path, _, name = node.target.rpartition(".")
+                buffer = self.net.model.get_submodule(path)._buffers.get(name)
+                if buffer is not None:
+                    users.setdefault(id(buffer), set()).update(self._place[user] for user in node.users)
+        return [nodes for nodes in users.values() if len(nodes) > 1]
+
     def _changed(self, follows: list[set[int]], group: int) -> list[int]:
         changed: set[int] = set()
-        for i, sources in enumerate(self._sources):
-            if group in follows[i] or not changed.isdisjoint(sources):
-                changed.add(i)
+        before = -1
+        while before < len(changed):
+            before = len(changed)
+            for i, sources in enumerate(self._sources):
+                if group in follows[i] or not changed.isdisjoint(sources):
+                    changed.add(i)
+            for nodes in self._shared:  # what one of them sees is in the statistics of all
+                if not changed.isdisjoint(nodes):
+                    changed |= nodes
         return sorted(changed)
 
     def _leading_of(self, follows: list[set[int]], group: int, changed: Sequence[int]) -> set[int]:
@@ -120,6 +142,8 @@ class PartialNet:
         for i in changed:
             layer = self._layer(i)
             if layer is None or any(j in touched and j not in leading for j in self._sources[i]):
+                continue
+            if not isinstance(self._nodes[i].meta.get("value"), Tensor) or any(i in nodes for nodes in self._shared):
                 continue
             kind = getattr(type(layer), "plain", type(layer))
             produces = touched.isdisjoint(self._sources[i])
@@ -279,6 +303,9 @@ def _writes(node: fx.Node) -> bool:
 def _close(a, b) -> bool:
     left, right = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (a, b))
     return len(left) == len(right) and all(
-        x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-4 * (1 + y.double().abs().max().item()))
+        x.shape == y.shape
+        and torch.allclose(
+            x.double(), y.double(), rtol=1e-3, atol=1e-4 * (1 + y.double().nan_to_num().abs().max().item()), equal_nan=True
+        )
         for x, y in zip(left, right)
     )

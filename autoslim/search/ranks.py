@@ -19,7 +19,7 @@ class Ranks:
         self.count = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
         if self.count > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("gloo")  # what is shared is small, and on the CPU
 
     def device(self, name: str) -> str:
         """Return the device of this process: of several GPUs its own, where none is named."""

@@ -24,7 +24,7 @@ def swap(
         point: what a search yielded.
         budgets, evaluator, score: those of the search; the evaluator's `score(config) -> Score` is all that is used.
         rounds: at most.
-        trace: keeps what was evaluated; what it holds is not evaluated again.
+        trace: keeps what was evaluated for this target; what it holds is not evaluated again.
     """
     trace = OrderTrace() if trace is None else trace
     wanted = float(next(iter(point.target.amounts.values())))

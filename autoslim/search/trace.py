@@ -1,6 +1,7 @@
 """The record of a search: one row a candidate, from which a search that was cut off goes on."""
 
 import csv
+import io
 import os
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -124,4 +125,6 @@ def _read(path: Path) -> tuple[list[tuple[Candidate, bool]], bool]:
 
 def _line(row: tuple[Candidate, bool]) -> str:
     candidate, picked = row
-    return ",".join(map(repr_cell, (*astuple(candidate), int(picked))))
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(map(repr_cell, (*astuple(candidate), int(picked))))
+    return line.getvalue()

@@ -110,6 +110,8 @@ def calibrate(network: nn.Module, batches: Iterable) -> nn.Module:
 
 def _batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance `[C]` of `[N, C, ...]`."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
     if x.device.type in ("cpu", "cuda"):
         # The statistics kernel of batch norm itself: a third of the time of torch.var_mean on a CPU, as exact.
         return torch.batch_norm_update_stats(x, None, None, 0.0)
