@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 import tricky
+from scores import Table
 from tricky import randomized
 
 import autoslim
@@ -23,18 +24,6 @@ def supernet(kind=tricky.Residual, **grid):
 
 
 exact_search = functools.partial(autoslim.greedy_search, effort="exact")
-
-
-class Table:
-    """An evaluator that makes scores from the widths alone, and remembers what it was asked."""
-
-    def __init__(self, error):
-        self.error, self.asked = error, []
-
-    def score(self, config):
-        self.asked.append(tuple(config.widths.items()))
-        error = self.error(config.widths)
-        return autoslim.Score(error, 2 * error, 10)
 
 
 def no_evaluation(config):

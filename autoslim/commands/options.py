@@ -55,6 +55,17 @@ def parse_range(ctx, param, value: str | None) -> tuple[float, float] | None:
     return widths and tuple(widths)
 
 
+def parse_seeds(ctx, param, value: str) -> list[int]:
+    """Read "0,1,2"."""
+    try:
+        seeds = [int(part) for part in value.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise click.BadParameter(f"{value!r} is no list of different seeds; write 0,1,2")
+    return seeds
+
+
 def _parse_held_out(ctx, param, value: str | None) -> int | float | None:
     if value is None:
         return None

@@ -8,16 +8,6 @@ from autoslim.commands import options
 from autoslim.errors import ConfigError, RunError
 
 
-def _parse_seeds(ctx, param, value: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in value.split(",")]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise click.BadParameter(f"{value!r} is no list of different seeds; write 0,1,2")
-    return seeds
-
-
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
@@ -30,7 +20,9 @@ def _parse_seeds(ctx, param, value: str) -> list[int]:
 )  # fmt: skip
 @click.option("--draw-seed", default=0, show_default=True, help="Seed of the random configurations.")
 @click.option("--configs", metavar="A.json,B.json,..", help="These configurations of the supernet, in place of drawn ones.")
-@click.option("--seeds", default="0", show_default=True, metavar="N,N,..", callback=_parse_seeds, help="Seeds to retrain with.")
+@click.option(
+    "--seeds", default="0", show_default=True, metavar="N,N,..", callback=options.parse_seeds, help="Seeds to retrain with."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of table, picture and retrainings.")
 @options.epochs_option
 @options.batch_size_option
@@ -87,7 +79,7 @@ def rank_study(
     if len(configs) < 3:
         raise RunError(f"{', '.join(configs)}: {len(configs)} configurations have no ranking; name 3 or more, better 8")
     recipe = runs.override(space.retrain, **overrides)
-    images = _held_out_images(run, space, settings, device)
+    images = runs.held_out_images(run, settings, space.input_shape, runs.choose_device(device))
     probe_writable(out)
     evaluator = runs.supernet_evaluator(net, images, space.search)
     measured = [
@@ -145,24 +137,6 @@ def _about(config, kind: str, target: float | None, table, space):
 
     about = {"kind": kind, "target": target}
     return replace(family.with_model(config, space), cost=table.cost(config).to_json(), estimate={}, provenance=about)
-
-
-def _held_out_images(run: Path, space, settings: dict, device: str):
-    """Read the images of a supernet, split as it was when it was trained."""
-    from autoslim.commands import runs
-
-    if settings["held_out"] is None:
-        raise RunError(f"{run} learnt from all training images, so none are left to compare on; train it with --held-out 0.1")
-    images = runs.load_images(
-        settings["data"], space.input_shape, settings["held_out"], settings["seed"], runs.choose_device(device),
-        settings["skip_corrupt"],
-    )  # fmt: skip
-    if settings.get("images", images.counts()) != images.counts():
-        raise RunError(
-            f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
-            "held-out images would not be the same; restore the data, or train again"
-        )
-    return images
 
 
 def _retrain(config, images, folder: Path, settings: dict, recipe: dict, seed: int) -> dict:

@@ -110,6 +110,25 @@ def load_images(
     return Images(train, search, data.test, data.classes, mean, std, input_shape[-1], device)
 
 
+def held_out_images(run: Path, settings: dict, input_shape, device: torch.device) -> Images:
+    """Read the images of a supernet, split as they were when it was trained.
+
+    Raises:
+        RunError: nothing was held out, or the images have changed since.
+    """
+    if settings["held_out"] is None:
+        raise RunError(
+            f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
+        )
+    images = load_images(settings["data"], input_shape, settings["held_out"], settings["seed"], device, settings["skip_corrupt"])
+    if settings.get("images", images.counts()) != images.counts():
+        raise RunError(
+            f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
+            "held-out images would not be the same; restore the data, or train again"
+        )
+    return images
+
+
 def check_same_classes(settings: dict, images: Images, data: str) -> None:
     """Raise DataError unless the images have the classes, in their order, that the run was trained on."""
     if list(images.classes) != settings["classes"]:

@@ -146,7 +146,6 @@ def search_run(
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
     from autoslim.cost.budgets import parse_bytes
-    from autoslim.errors import RunError
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
     from autoslim.search.orders import OrderTrace
@@ -158,21 +157,9 @@ def search_run(
     device = ranks.device(device)
     net, space, settings = load_supernet(run, device)
     budget = parse_bytes(memory_budget, "--memory-budget")
-    if settings["held_out"] is None:
-        raise RunError(
-            f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
-        )
+    images = runs.held_out_images(run, settings, space.input_shape, runs.choose_device(device))
     budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
     wanted = budgets.check(targets)
-    place = runs.choose_device(device)
-    images = runs.load_images(
-        settings["data"], space.input_shape, settings["held_out"], settings["seed"], place, settings["skip_corrupt"]
-    )
-    if settings.get("images", images.counts()) != images.counts():
-        raise RunError(
-            f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
-            "held-out images would not be the same; restore the data, or train again"
-        )
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}
     rules["order"] = order
     if order == "greedy":

@@ -50,7 +50,9 @@ def widths(run, widths, out, device, as_json):
 @click.argument("space")
 @options.data_option
 @out_option
-@click.option("--seeds", default="0", show_default=True, metavar="N,N,..", help="Seeds to train with.")
+@click.option(
+    "--seeds", default="0", show_default=True, metavar="N,N,..", callback=options.parse_seeds, help="Seeds to train with."
+)
 @widths_option
 @options.epochs_option
 @options.batch_size_option
@@ -78,7 +80,7 @@ def natural(space, data, out, seeds, widths, epochs, batch_size, lr, schedule, d
     common = {"device": device, "skip_corrupt": skip_corrupt, "epochs": epochs, "batch_size": batch_size, "lr": lr}
     common["schedule"] = schedule
     trained = []
-    for seed in _seeds(seeds):
+    for seed in seeds:
         for name, switches in (("ordinary", [top]), ("s-net", None)):
             trained.append(out / f"{name}-seed{seed}")
             train_s_net(loaded, data, trained[-1], seed=seed, switches=switches, **common)
@@ -267,13 +269,6 @@ def _images(run, read: dict):
     if key not in read:
         read[key] = run.images()
     return read[key]
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of seeds; write 0,1,2", param_hint="--seeds") from None
 
 
 def _tell(as_json: bool, rows: list[dict], table, picture: Path) -> None:
