@@ -4,7 +4,6 @@ from autoslim.errors import RunError
 from autoslim.report import channels, spectrum
 from autoslim.report.tables import align, write_spectrum
 from autoslim.search.evaluate import Score
-from autoslim.search.trace import Candidate
 
 UNIFORM = [(1e6, 0.12), (2e6, 0.60), (4e6, 0.70)]
 GREEDY = [(4e6, 0.70), (3e6, 0.69), (2e6, 0.66)]
@@ -95,7 +94,7 @@ def test_the_path_shows_ratios_and_marks():
 
 def test_a_spectrum_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "spectrum.csv"
-    write_spectrum(path, [(10, Score(0.5, 1.0, 100))], [Candidate(0, "", 0, 20, 0.25, 0.7, 100, 0.25, 0.7)])
+    write_spectrum(path, [(10, Score(0.5, 1.0, 100))], [(20, Score(0.25, 0.7, 100))])
     assert spectrum.read_spectrum(path) == ([(10, 0.5)], [(20, 0.75)])
     path.write_text(path.read_text()[:-9] + "x,1,1\n")
     with pytest.raises(RunError, match="line 3 is damaged"):

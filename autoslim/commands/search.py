@@ -217,7 +217,7 @@ def search_run(
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
         if ranks.rank == 0:
-            write_spectrum(out / "spectrum.csv", uniform, _path(trace, reached, effort))
+            write_spectrum(out / "spectrum.csv", uniform, _path(trace, reached, effort == "exact" and precision == "fp32"))
     return (found, notes) if ranks.rank == 0 else (None, [])
 
 
@@ -251,12 +251,12 @@ def _remeasured(path: Path, prefix: str, found) -> str:
     return text if prefix else f"{text}; {found.target_ms:.3g} ms {'holds' if found.holds else 'is missed'}"
 
 
-def _path(trace, reached: list, effort: str) -> list:
-    """Return multiply-adds and scores on all images along the way down; a fast search has them of what it found only."""
+def _path(trace, reached: list, whole: bool) -> list:
+    """Return multiply-adds and scores along the way down; of what was found only, unless all were scored as those are."""
     from autoslim.search.evaluate import Score
 
     taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
-    return taken if effort == "exact" else [taken[0], *(row for row in reached if row[0] != taken[0][0])]
+    return taken if whole else [taken[0], *(row for row in reached if row[0] != taken[0][0])]
 
 
 def uniform_sweep(net) -> list:
