@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from autoslim.channels.trace import as_inputs
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step
 from autoslim.search.evaluate import Score, SupernetEvaluator
-from autoslim.search.partial import NotPartial, PartialNet
+from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.ranks import Ranks
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.modes import eval_mode
@@ -59,7 +59,8 @@ class PartialEvaluator(SupernetEvaluator):
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
         memory_budget: bytes that kept values may take. What does not fit is computed again; images to score come in smaller
-            batches where they have to; a calibration batch cannot be cut, and is run whole for every candidate.
+            batches where they have to; where a calibration batch does not fit, it cannot be cut, and all are run whole for
+            every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in full precision.
         race: entries of `RACE` to replace, for a fast search.
 
@@ -84,9 +85,9 @@ class PartialEvaluator(SupernetEvaluator):
             raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
         self._partial = PartialNet(net, _part(self._images[0][0], 0, 2), rules)
-        # A quarter for a batch that is at work, the rest for what is kept of others.
+        # A quarter for a batch that is at work, the rest for what is kept from step to step.
         self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
-        self._room = int(memory_budget * 3 / 4 / max(1, self._partial.bytes))
+        self._room = memory_budget * 3 / 4
         # A batch norm that keeps no statistics makes an image's score depend on the others of its batch.
         with eval_mode(net):
             self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))
@@ -100,7 +101,11 @@ class PartialEvaluator(SupernetEvaluator):
         self._given: Tensor | None = None  # where the images as they were given are now
         self._full: Judgement | None = None
         self.base: Judgement | None = None
-        self._kept: dict[tuple[str, int], tuple[dict, str | None]] = {}
+        # What is known of the base (None) and of candidates: by name, what for, and batch; values by operation.
+        self._values: dict[tuple[str | None, str, int], dict[int, object]] = {}
+        self._measures: dict[str, Measure] = {}  # of every candidate, the last one
+        self._keep: dict[str | None, frozenset[int]] = {}
+        self._whole = self._partial.plan(None)
         self.macs = 0
         self.images = sum(len(target) for _, target in self._images)
 
@@ -143,7 +148,7 @@ class PartialEvaluator(SupernetEvaluator):
         return self.ranks.own(range(len(batches))) or [0]
 
     def _run_whole(self, x) -> Tensor:
-        self.macs += _count(x) * self._partial.macs()
+        self.macs += _count(x) * self._partial.macs(self._whole)
         return logits_of(self.net(*as_inputs(x)))
 
     # Steps ------------------------------------------------------------------------------------------------------------
@@ -151,7 +156,11 @@ class PartialEvaluator(SupernetEvaluator):
     def forget(self) -> None:
         """Forget what was computed with the weights so far."""
         self.base = self._full = None
-        self._kept.clear()
+        self._drop_values()
+
+    def _drop_values(self) -> None:
+        self._values.clear()
+        self._measures.clear()
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
@@ -167,10 +176,11 @@ class PartialEvaluator(SupernetEvaluator):
     def _arrange(self, full: ChannelConfig, effort: str) -> None:
         """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
         self._order, self.base = effort, None
-        self._kept.clear()
+        self._drop_values()
         self._used = self._calibration if effort == "exact" else list(self._leading(self._race["calibration"]))
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
         self._fits = all(_count(x) <= self._most for x, _ in (*self._used, *self._images))
+        self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
         shapes = {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._images}
         if not self._alone or len(shapes) > 1:
             return
@@ -187,6 +197,15 @@ class PartialEvaluator(SupernetEvaluator):
         self._images = [(tree_map(lambda t: t[r] if isinstance(t, Tensor) else t, x), target[r]) for r in rows]  # noqa: B023
         self._full = None
 
+    def _choose_what_to_keep(self, images: int) -> None:
+        """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
+        largest = max(len(target) for _, target in self._images)
+        batches = min(len(self._images), -(-images // largest))
+        own = -(-batches // self.ranks.count) * largest
+        own += -(-len(self._used) // self.ranks.count) * max(_count(x) for x, _ in self._used)
+        keep, of_base = self._partial.worth_keeping(own, self._room)
+        self._keep = {None: of_base} | {group.name: self._partial.kept_of(group.name, keep) for group in self.net.groups}
+
     def _leading(self, images: int) -> Iterator:
         for x, target in self._calibration:
             if images <= 0:
@@ -199,12 +218,13 @@ class PartialEvaluator(SupernetEvaluator):
     def _start(self, config: ChannelConfig) -> None:
         """Make a configuration the base that candidates are narrowed from."""
         self.base, found = Judgement(config), {}
-        self._kept.clear()
+        self._drop_values()
         with self._at_work():
+            self.net.set(config)
             for i in self._own_calibration(self._used):
                 x = self._used[i][0]
                 with self.base.measure_next():
-                    if self._values("calibrate", i, x) is None:
+                    if self._run_base("calibrate", i, x, (), output=True) is None:
                         self._run_whole(x)
                 found[i] = self.base.measure.moments()
         self.base.measure.combine(self.ranks.share(found).values())
@@ -217,16 +237,20 @@ class PartialEvaluator(SupernetEvaluator):
         with self._at_work():
             for i in self._own_calibration(self._used):
                 x, found[i] = self._used[i][0], {}
+                self.net.set(self.base.config)
                 with Measure():
-                    values = self._values("calibrate", i, x)
+                    base = self._run_base("calibrate", i, x, judged)
                 for name, each in judged.items():
                     self.net.set(each.config)
                     with each.measure_next():
-                        self._again(name, values, x)
+                        self._run_candidate(name, "calibrate", i, x, base)
                     found[i][name] = each.measure.moments()
         shared = self.ranks.share(found)
         for name, each in judged.items():
             each.measure.combine([row[name] for row in shared.values()])
+            if name in self._measures:  # what lies before the values that it went on from
+                each.measure.complete(self._measures[name])
+            self._measures[name] = each.measure
         return judged
 
     @torch.inference_mode()
@@ -242,24 +266,30 @@ class PartialEvaluator(SupernetEvaluator):
                     continue
                 self.net.set(self.base.config)
                 self.base.measure.store()
-                values = self._values("score", i, x)
+                base = self._run_base("score", i, x, new, output=i not in self.base.seen)
                 if i not in self.base.seen:
-                    logits = self._partial.output(values) if values else self._run_whole(x)
+                    logits = self._run_whole(x) if base is None else base[self._partial.output]
                     found[i][""] = _by_image(logits_of(logits), target)
                 for name, each in new.items():
                     self.net.set(each.config)
                     each.measure.store()
-                    found[i][name] = _by_image(logits_of(self._again(name, values, x)), target)
+                    found[i][name] = _by_image(logits_of(self._run_candidate(name, "score", i, x, base)), target)
         for i, row in self.ranks.share(found).items():
             for name, values in row.items():
                 (judged[name] if name else self.base).seen[i] = values
 
+    @torch.inference_mode()
     def advance(self, group: str, winner: Judgement) -> None:
-        """Make a candidate the base of the next step."""
+        """Make a candidate the base of the next step; what is known of the others stays known as far as it still holds."""
         winner.measure.complete(self.base.measure)
         self.base = winner
-        self._kept = {key: (values, group) for key, (values, late) in self._kept.items() if late is None}
         self.net.set(winner.config)
+        of_winner = {key: self._values.pop(key) for key in list(self._values) if key[0] == group}
+        self._measures.pop(group, None)
+        for key, values in self._values.items():
+            self._values[key] = self._partial.narrow(group, values)
+        for (_, what, i), values in of_winner.items():
+            self._values[None, what, i].update(values)
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -269,30 +299,30 @@ class PartialEvaluator(SupernetEvaluator):
             yield
         self.net.set(self.base.config)
 
-    def _values(self, kind: str, i: int, x) -> dict | None:
-        """Return what candidates start from on a batch, at the base; None where that is too much to keep."""
-        self.net.set(self.base.config)
-        if _count(x) > self._most or (kind == "calibrate" and not self._fits):
+    def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output: bool = False) -> dict | None:
+        """Return what candidates read of the base on a batch, and its output; None where a batch is too much to keep."""
+        if _count(x) > self._most or (what == "calibrate" and not self._fits):
             return None
-        values, late = self._kept.get((kind, i), (None, None))
-        if values is not None and late is None:
-            return values
-        if values is not None:
-            self.macs += _count(x) * self._partial.macs(late)
-            values = self._partial.narrow(late, values)
-        else:
-            self.macs += _count(x) * self._partial.macs()
-            values = self._partial.run(x)
-        held = sum(_count((self._used if k == "calibrate" else self._images)[j][0]) for k, j in self._kept if (k, j) != (kind, i))
-        if held + _count(x) <= self._room:
-            self._kept[kind, i] = (values, None)
-        return values
+        wanted = {self._partial.output} if output else set()
+        for name in candidates:
+            wanted |= self._plan(name, what, i).reads
+        return self._run_part(self._plan(None, what, i, wanted), what, i, x)
 
-    def _again(self, name: str, values: dict | None, x):
-        if values is None:
+    def _run_candidate(self, name: str, what: str, i: int, x, base: dict | None) -> Tensor:
+        if base is None:
             return self._run_whole(x)
-        self.macs += _count(x) * self._partial.macs(name)
-        return self._partial.again(name, values)
+        return self._run_part(self._plan(name, what, i), what, i, x, base)[self._partial.output]
+
+    def _plan(self, name: str | None, what: str, i: int, wanted: Iterable[int] | None = None) -> Plan:
+        return self._partial.plan(name, known=self._values.get((name, what, i), ()), wanted=wanted, keep=self._keep[name])
+
+    def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping = {}) -> dict:  # noqa: B006
+        known = self._values.get((plan.group, what, i), {})
+        self.macs += _count(x) * self._partial.macs(plan)
+        made = self._partial.run(plan, known=known, base=base, inputs=x)
+        keep = self._keep[plan.group]
+        self._values[plan.group, what, i] = {j: value for j, value in (known | made).items() if j in keep}
+        return made
 
 
 def _by_image(logits: Tensor, target: Tensor) -> Tensor:

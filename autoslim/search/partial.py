@@ -2,27 +2,19 @@
 
 import contextlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import Untraceable, as_inputs, run_node, trace
-from autoslim.slimmable.layers import ActiveAxis, Slimmable
+from autoslim.search.influence import Influence
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 
-_CONVS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
-_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
-# Layers that treat every channel by itself.
-_BY_CHANNEL = _NORMS | {
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-}  # fmt: skip
 _WRITERS = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
 
 
@@ -30,11 +22,30 @@ class NotPartial(Exception):
     """A network that cannot be run in parts; the message says why."""
 
 
-class PartialNet:
-    """A supernet as a row of operations, each of which knows the groups that it follows.
+@dataclass(frozen=True)
+class Plan:
+    """What has to be done for some values of a configuration.
 
-    When one group is narrowed, an operation is either untouched; or its value is the leading part of what it was (the layer
-    that produces the channels, and all that treats every channel by itself); or it is run again.
+    Attributes:
+        group: what the configuration narrows of the base; None for the base itself.
+        wanted: operations whose values are asked for.
+        run: operations to run, in order.
+        reads: operations whose values at the base are read.
+        dying: operations whose values nothing reads after a step of `run`, by that step.
+    """
+
+    group: str | None
+    wanted: frozenset[int]
+    run: tuple[int, ...]
+    reads: frozenset[int]
+    dying: Mapping[int, tuple[int, ...]]
+
+
+class PartialNet:
+    """A supernet that is run operation by operation, as far as the values of some are asked for and not known yet.
+
+    A candidate narrows one group of a base, and takes from the base what that group does not change. What a candidate was run
+    for stays of use when another group is narrowed for good, as far as that one does not change it.
 
     Args:
         net: the supernet.
@@ -42,7 +53,9 @@ class PartialNet:
         rules: the rules that its groups were found with.
 
     Attributes:
-        bytes: memory of the values that `run` keeps, for one example at full width.
+        output: the operation whose value is the network's output.
+        read: operations whose values candidates may read.
+        bytes: memory of the values of `read`, for one example at full width.
 
     Raises:
         NotPartial: its forward cannot be followed, writes into values that are read again, or gives another output in parts.
@@ -57,24 +70,14 @@ class PartialNet:
         self._nodes = list(traced.graphs["eval"].nodes)
         self._place = {node: i for i, node in enumerate(self._nodes)}
         self._check_writes()
-        self._output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
-        self._sources = [[self._place[n] for n in node.all_input_nodes] for node in self._nodes]
-        follows = self._follows()
-        self._shared = self._shared_norms()
-        self._again: dict[str, list[int]] = {}
-        self._leading: dict[str, set[int]] = {}
-        for index, group in enumerate(net.groups):
-            changed = self._changed(follows, index)
-            leading = self._leading_of(follows, index, changed)
-            self._again[group.name] = [i for i in changed if i not in leading]
-            self._leading[group.name] = leading
-        self._kept = self._needed()
-        self._dying = self._last_reads()
-        self.bytes = self._bytes(traced.batch_size)
-        self._macs: dict[tuple, int] = {}
-        self._calls: dict[str, list] = {}
-        for call in net.channels.calls:
-            self._calls.setdefault(call.layer, []).append(call)
+        self._placeholders = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
+        self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
+        self._influence = Influence(net, self._nodes)
+        self.read = frozenset().union(*self._influence.frontiers.values(), {self.output})
+        self._sizes = self._sizes_of_values(traced.batch_size)
+        self.bytes = self._bytes(self.read)
+        self._calls = self._calls_of_nodes()
+        self._plans: dict[tuple, Plan] = {}
         self._check(example)
 
     def _check_writes(self) -> None:
@@ -84,124 +87,49 @@ class PartialNet:
                 if written is None or written.op in ("placeholder", "get_attr") or any(self._place[u] > i for u in written.users):
                     raise NotPartial(f"{node.name} writes into a value that is read again")
 
-    def _follows(self) -> list[set[int]]:
-        """Return for every operation the groups that its own tensors and numbers follow."""
-        channels, model = self.net.channels, self.net.model
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        of_tensor = {id(tensors[name]): _groups(axes) for name, axes in channels.tensors.items()}
-        of_size: dict[str, set[int]] = {}
-        for (path, _), row in channels.sizes.items():
-            of_size.setdefault(path, set()).update(_groups(row))
-        found = []
-        for node in self._nodes:
-            own: set[int] = set()
-            if node.op == "get_attr":
-                path, _, name = node.target.rpartition(".")
-                owner = model.get_submodule(path)
-                own |= of_tensor.get(id(owner._parameters.get(name, owner._buffers.get(name))), set())
-            elif node.target is read_size:
-                own |= of_size.get(node.args[0], set())
-            elif node.op == "call_module":
-                for path, module in model.get_submodule(node.target).named_modules(prefix=node.target):
-                    own |= of_size.get(path, set())
-                    for tensor in (*module._parameters.values(), *module._buffers.values()):
-                        own |= of_tensor.get(id(tensor), set())
-            found.append(own)
-        return found
+    def _sizes_of_values(self, examples: int) -> dict[int, dict[int, int]]:
+        """Return for every operation the bytes of its value for one example at full width, by the memory that holds them."""
+        sizes = {}
+        for i, node in enumerate(self._nodes):
+            leaves = () if node.op in ("get_attr", "placeholder") else tree_leaves(node.meta.get("value"))
+            stored = (leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor))
+            sizes[i] = {storage._cdata: storage.nbytes() // examples for storage in stored}
+        return sizes
 
-    def _shared_norms(self) -> list[set[int]]:
-        """Return the operations of every norm with statistics that runs more than once."""
-        users: dict[int, set[int]] = {}
+    def _bytes(self, nodes: Iterable[int]) -> int:
+        """Return the bytes of values of one example at full width; what shares its memory is counted once."""
+        sizes: dict[int, int] = {}
+        for i in nodes:
+            sizes |= self._sizes[i]
+        return sum(sizes.values())
+
+    def _calls_of_nodes(self) -> list[list]:
+        """Return for every operation the uses of conv and linear layers that it stands for."""
+        calls: dict[str, list] = {}
+        for call in self.net.channels.calls:
+            calls.setdefault(call.layer, []).append(call)
+        users: dict[str, list[int]] = {}
         for i, node in enumerate(self._nodes):
             if node.op == "call_module":
-                for module in self.net.model.get_submodule(node.target).modules():
-                    if module._buffers.get("running_mean") is not None:
-                        users.setdefault(id(module._buffers["running_mean"]), set()).add(i)
-            elif node.op == "get_attr":
-                path, _, name = node.target.rpartition(".")
-                buffer = self.net.model.get_submodule(path)._buffers.get(name)
-                if buffer is not None:
-                    users.setdefault(id(buffer), set()).update(self._place[user] for user in node.users)
-        return [nodes for nodes in users.values() if len(nodes) > 1]
-
-    def _changed(self, follows: list[set[int]], group: int) -> list[int]:
-        changed: set[int] = set()
-        before = -1
-        while before < len(changed):
-            before = len(changed)
-            for i, sources in enumerate(self._sources):
-                if group in follows[i] or not changed.isdisjoint(sources):
-                    changed.add(i)
-            for nodes in self._shared:  # what one of them sees is in the statistics of all
-                if not changed.isdisjoint(nodes):
-                    changed |= nodes
-        return sorted(changed)
-
-    def _leading_of(self, follows: list[set[int]], group: int, changed: Sequence[int]) -> set[int]:
-        touched, leading = set(changed), set()
-        for i in changed:
-            layer = self._layer(i)
-            if layer is None or any(j in touched and j not in leading for j in self._sources[i]):
-                continue
-            if not isinstance(self._nodes[i].meta.get("value"), Tensor) or any(i in nodes for nodes in self._shared):
-                continue
-            kind = getattr(type(layer), "plain", type(layer))
-            produces = touched.isdisjoint(self._sources[i])
-            axes = {name: axes for name, axes in _axes(layer).items() if any(axes)}
-            if not all(len(axis.runs) == 1 for row in axes.values() for axis in row if axis is not None):
-                continue  # what stays active is not the leading part
-            if kind in _CONVS and axes:
-                inputs = axes["weight"][1]
-                depthwise = 1 < layer.__dict__["groups"] == layer.__dict__["in_channels"]
-                alone = inputs is None or group not in _groups([inputs.runs])
-                if (produces and layer.__dict__["groups"] == 1 and alone) or (depthwise and not produces):
-                    leading.add(i)
-            elif kind in _BY_CHANNEL and not produces:
-                leading.add(i)
-        return leading
-
-    def _layer(self, i: int) -> nn.Module | None:
-        node = self._nodes[i]
-        return self.net.model.get_submodule(node.target) if node.op == "call_module" else None
-
-    def _needed(self) -> set[int]:
-        """Return the operations whose values a later `again` may read."""
-        needed: set[int] = set()
-        for again in self._again.values():
-            own = set(again)
-            needed |= {j for i in again for j in self._sources[i] if j not in own}
-        return needed | {self._output}
-
-    def _last_reads(self) -> dict[int, list[int]]:
-        """Return for every operation whose values nothing reads after it, nor any later `again`."""
-        last = {j: i for i, sources in enumerate(self._sources) for j in sources}
-        dying: dict[int, list[int]] = {}
-        for j, i in last.items():
-            if j not in self._kept:
-                dying.setdefault(i, []).append(j)
-        return dying
-
-    def _bytes(self, examples: int) -> int:
-        """Return the bytes of the kept values of one example at full width; what shares its memory is counted once."""
-        sizes = {}
-        for i in self._kept:
-            for tensor in tree_leaves(self._nodes[i].meta.get("value")):
-                if isinstance(tensor, Tensor) and self._nodes[i].op != "get_attr":
-                    sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return sum(sizes.values()) // examples
+                users.setdefault(node.target, []).append(i)
+        found: list[list] = [[] for _ in self._nodes]
+        for layer, nodes in users.items():
+            for k, call in enumerate(calls.get(layer, ())):
+                found[nodes[min(k, len(nodes) - 1)]].append(call)
+        return found
 
     @torch.inference_mode()
     def _check(self, example) -> None:
         """Run every group in parts once, next to the whole network: code may do what the graph does not show."""
         net, inputs = self.net, as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
         with eval_mode(net), self.ready(), net.using(net.full()):
-            values = self.run(inputs)
-            if not _close(self.output(values), net(*inputs)):
+            values = self.run(self.plan(None, wanted=self.read), inputs=inputs)
+            if not _close(values[self.output], net(*inputs)):
                 raise NotPartial("its graph gives another output than its forward")
             for width in net.widths:
                 if len(width.choices) > 1:
                     width.value = width.choices[-2]
-                    same = _close(self.again(width.name, values), net(*inputs))
+                    same = _close(self.run(self.plan(width.name), base=values)[self.output], net(*inputs))
                     width.value = width.full
                     if not same:
                         raise NotPartial(f"its output with a narrower {width.name} is another when it is run in parts")
@@ -220,40 +148,122 @@ class PartialNet:
             for module in changed:
                 module.inplace = True
 
-    def run(self, inputs) -> dict[int, object]:
-        """Run the network at the widths that are set; returns the values that `again` may read."""
-        given = (leaf for leaf in tree_leaves(as_inputs(inputs)) if isinstance(leaf, Tensor))
-        values: dict[int, object] = {}
-        for i, node in enumerate(self._nodes):
-            values[i] = next(given) if node.op == "placeholder" else self._run(i, values.__getitem__)
-            for j in self._dying.get(i, ()):
-                del values[j]
-        return values
+    def plan(self, group: str | None, *, known: Collection[int] = (), wanted: Iterable[int] | None = None,
+             keep: Collection[int] = ()) -> Plan:  # fmt: skip
+        """Return what has to be run.
 
-    def again(self, group: str, values: Mapping[int, object]):
-        """Return the output at the widths that are set, which narrow one group of those that `values` were made at."""
-        return self._value(group, values, self._rerun(group, values), self._output)
+        Args:
+            group: what the configuration narrows of the base; None for the base itself.
+            known: operations whose values at the configuration are known.
+            wanted: operations whose values are asked for; the output by default.
+            keep: operations whose values are not to be dropped where they are run.
+        """
+        wanted = frozenset({self.output} if wanted is None else wanted)
+        key = group, frozenset(known), wanted, frozenset(keep)
+        if key not in self._plans:
+            if len(self._plans) > 1000:
+                self._plans.clear()
+            self._plans[key] = self._make_plan(*key)
+        return self._plans[key]
+
+    def _make_plan(self, group: str | None, known: frozenset, wanted: frozenset, keep: frozenset) -> Plan:
+        leading = self._influence.leading[group] if group else ()
+        needed, reads, again, stack = set(), set(), set(), list(wanted)
+        while stack:
+            i = stack.pop()
+            if group and i not in self._influence.changed[group]:
+                reads.add(i)
+            elif i not in needed and (i not in known or i in again):
+                needed.add(i)
+                if i in leading:
+                    reads.add(i)
+                else:
+                    stack += self._influence.sources[i]
+                    for nodes in self._influence.shared:  # the statistics of one are those of all
+                        if i in nodes:
+                            again |= nodes
+                            stack += nodes
+        run = tuple(sorted(needed))
+        last = {j: i for i in run if i not in leading for j in self._influence.sources[i] if j in needed}
+        dying: dict[int, tuple[int, ...]] = {}
+        for j, i in last.items():
+            if j not in wanted and j not in keep:
+                dying[i] = (*dying.get(i, ()), j)
+        return Plan(group, wanted, run, frozenset(reads), dying)
+
+    def run(self, plan: Plan, *, known: Mapping[int, object] = {}, base: Mapping[int, object] = {}, inputs=None) -> dict:  # noqa: B006
+        """Return the values of the operations of a plan that are asked for or kept, at the widths that are set.
+
+        Args:
+            known: values at this configuration.
+            base: values at the base, of `plan.reads`.
+            inputs: of the network; for the base.
+        """
+        leaves = () if inputs is None else tree_leaves(as_inputs(inputs))
+        given = dict(zip(self._placeholders, (leaf for leaf in leaves if isinstance(leaf, Tensor))))
+        leading = self._influence.leading[plan.group] if plan.group else ()
+        made: dict[int, object] = {}
+
+        def value(j: int):
+            return made[j] if j in made else known[j] if j in known else base[j]
+
+        for i in plan.run:
+            if i in leading:
+                made[i] = self._leading_part(i, base[i])
+            else:
+                made[i] = given[i] if i in given else self._run(i, value)
+            for j in plan.dying.get(i, ()):
+                del made[j]
+        return made | {i: value(i) for i in plan.wanted if i not in made}
 
     def narrow(self, group: str, values: Mapping[int, object]) -> dict[int, object]:
-        """Return what `run` returns at the widths that are set, which narrow one group of those that `values` were made at."""
-        made = self._rerun(group, values)
-        return {i: self._value(group, values, made, i) for i in values}
+        """Return those values that are still known when a group is narrowed for good, to the widths that are set."""
+        changed, leading = self._influence.changed[group], self._influence.leading[group]
+        return {
+            i: self._leading_part(i, value) if i in leading else value
+            for i, value in values.items()
+            if i in leading or i not in changed
+        }
 
-    def _rerun(self, group: str, values: Mapping[int, object]) -> dict[int, object]:
-        made: dict[int, object] = {}
-        for i in self._again[group]:
-            made[i] = self._run(i, lambda j: self._value(group, values, made, j))
-        return made
+    def kept_of(self, group: str, keep: Iterable[int]) -> frozenset[int]:
+        """Return those of some operations whose values a candidate has for itself."""
+        return frozenset(keep) & self._influence.again(group)
 
-    def _value(self, group: str, values: Mapping[int, object], made: dict[int, object], i: int):
-        if i not in made and i in self._leading[group]:
-            # Laid out as a whole run has it, so that kernels add up in the same order, to the same digits.
-            made[i] = values[i].narrow(1, 0, self._channels(i)).contiguous()
-        return made[i] if i in made else values[i]
+    def worth_keeping(self, images: int, room: float) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the operations whose values are to be kept from step to step, for every candidate and for the base.
 
-    def output(self, values: Mapping[int, object]):
-        """Return the network's output among the values of a run."""
-        return values[self._output]
+        What a group is made from is where all candidates that lie before it go on once it is narrowed. It is kept where it
+        saves most multiply-adds a byte, were all groups as likely to be narrowed; what fits besides, for the base alone.
+
+        Args:
+            images: examples whose values are kept at the same time.
+            room: bytes.
+        """
+        groups = [width.name for width in self.net.widths if len(width.choices) > 1]
+        full = tuple(width.full for width in self.net.widths)
+
+        def held(keep: frozenset[int]) -> int:
+            return sum(self._bytes(self.kept_of(name, keep)) for name in groups) + self._bytes(keep)
+
+        def saved(group: str) -> float:
+            macs = sum(self._macs_of(self._influence.again(name) - self._influence.changed[group], full) for name in groups)
+            return macs / (1 + held(self._influence.frontiers[group]))
+
+        keep: frozenset[int] = frozenset()
+        for group in sorted(groups, key=saved, reverse=True):
+            more = keep | self._influence.frontiers[group]
+            if saved(group) > 0 and images * held(more) <= room:
+                keep = more
+        of_base = keep
+        for group in sorted(groups, key=lambda name: self._bytes(self._influence.frontiers[name])):
+            more = of_base | self._influence.frontiers[group]
+            if images * (held(keep) - self._bytes(keep) + self._bytes(more)) <= room:
+                of_base = more
+        return keep, of_base
+
+    def _leading_part(self, i: int, value: Tensor) -> Tensor:
+        # Laid out as a whole run has it, so that kernels add up in the same order, to the same digits.
+        return value.narrow(1, 0, self._influence.channels(i)).contiguous()
 
     def _run(self, i: int, value):
         node = self._nodes[i]
@@ -264,32 +274,13 @@ class PartialNet:
             args = (args[0].clone(), *args[1:])
         return run_node(node, args, kwargs, self.net.model)
 
-    def _channels(self, i: int) -> int:
-        """Return the channels of a leading value at the widths that are set."""
-        axes = [row[0] for row in _axes(self._layer(i)).values() if row and row[0] is not None]
-        return axes[0].active() if axes else self._channels(self._sources[i][0])
+    def macs(self, plan: Plan) -> int:
+        """Return the multiply-adds of a plan for one example, at the widths that are set."""
+        leading = self._influence.leading[plan.group] if plan.group else ()
+        return self._macs_of((i for i in plan.run if i not in leading), tuple(w.value for w in self.net.widths))
 
-    def macs(self, group: str | None = None) -> int:
-        """Return the multiply-adds of one example, at the widths that are set: of all operations, or of those run again."""
-        key = (group, *(w.value for w in self.net.widths))
-        if key not in self._macs:
-            if len(self._macs) > 1000:
-                self._macs.clear()
-            rows = range(len(self._nodes)) if group is None else self._again[group]
-            layers = [self._nodes[i].target for i in rows if self._nodes[i].op == "call_module"]
-            self._macs[key] = sum(call.macs(key[1:]) for layer in layers for call in self._calls.get(layer, ()))
-        return self._macs[key]
-
-
-def _axes(layer: nn.Module) -> dict[str, Sequence[ActiveAxis | None]]:
-    return layer._slimming.axes if isinstance(layer, Slimmable) else {}
-
-
-def _groups(rows) -> set[int]:
-    """Return the groups of all runs in rows of axes, however deep they lie."""
-    if hasattr(rows, "group"):
-        return set() if rows.group is None else {rows.group}
-    return set().union(*map(_groups, rows)) if isinstance(rows, (tuple, list)) else set()
+    def _macs_of(self, nodes: Iterable[int], widths: tuple[int, ...]) -> int:
+        return sum(call.macs(widths) for i in nodes for call in self._calls[i])
 
 
 def _writes(node: fx.Node) -> bool:

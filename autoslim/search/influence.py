@@ -1,0 +1,157 @@
+"""What narrowing one group changes in the graph of a supernet."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx, nn
+
+from autoslim.channels.proxies import read_size
+from autoslim.slimmable.layers import ActiveAxis, Slimmable
+from autoslim.slimmable.supernet import Supernet
+
+_CONVS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
+_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+# Layers that treat every channel by itself.
+_BY_CHANNEL = _NORMS | {
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+}  # fmt: skip
+
+
+class Influence:
+    """The operations of a network, and which of them follow the width of a group.
+
+    When one group is narrowed, an operation is either untouched; or its value is the leading part of what it was (the layer
+    that produces the channels, and all that treats every channel by itself); or it is another. That holds whatever the widths
+    of the other groups are.
+
+    Args:
+        net: the supernet.
+        nodes: the operations of its graph, in order; they are known by their places in it.
+
+    Attributes:
+        sources: operations whose values each operation reads.
+        shared: the operations of every norm with statistics that runs more than once.
+        changed: operations whose values a group changes, by its name.
+        leading: those of them whose values are the leading part of what they were.
+        frontiers: operations whose values are read by what has to be run again.
+    """
+
+    def __init__(self, net: Supernet, nodes: Sequence[fx.Node]):
+        self._net = net
+        self._nodes = nodes
+        self._place = {node: i for i, node in enumerate(nodes)}
+        self.sources = [[self._place[n] for n in node.all_input_nodes] for node in nodes]
+        self.shared = self._shared_norms()
+        self.changed: dict[str, set[int]] = {}
+        self.leading: dict[str, set[int]] = {}
+        follows = self._follows()
+        for index, group in enumerate(net.groups):
+            changed = self._changed_by(follows, index)
+            self.changed[group.name] = set(changed)
+            self.leading[group.name] = self._leading_of(index, changed)
+        self.frontiers = {name: self._frontier(name) for name in self.changed}
+
+    def again(self, group: str) -> set[int]:
+        """Return the operations that have to be run again when a group is narrowed."""
+        return self.changed[group] - self.leading[group]
+
+    def channels(self, i: int) -> int:
+        """Return the channels of a leading value at the widths that are set."""
+        axes = [row[0] for row in _axes(self._layer(i)).values() if row and row[0] is not None]
+        return axes[0].active() if axes else self.channels(self.sources[i][0])
+
+    def _follows(self) -> list[set[int]]:
+        """Return for every operation the groups that its own tensors and numbers follow."""
+        channels, model = self._net.channels, self._net.model
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        of_tensor = {id(tensors[name]): _groups(axes) for name, axes in channels.tensors.items()}
+        of_size: dict[str, set[int]] = {}
+        for (path, _), row in channels.sizes.items():
+            of_size.setdefault(path, set()).update(_groups(row))
+        found = []
+        for node in self._nodes:
+            own: set[int] = set()
+            if node.op == "get_attr":
+                path, _, name = node.target.rpartition(".")
+                owner = model.get_submodule(path)
+                own |= of_tensor.get(id(owner._parameters.get(name, owner._buffers.get(name))), set())
+            elif node.target is read_size:
+                own |= of_size.get(node.args[0], set())
+            elif node.op == "call_module":
+                for path, module in model.get_submodule(node.target).named_modules(prefix=node.target):
+                    own |= of_size.get(path, set())
+                    for tensor in (*module._parameters.values(), *module._buffers.values()):
+                        own |= of_tensor.get(id(tensor), set())
+            found.append(own)
+        return found
+
+    def _shared_norms(self) -> list[set[int]]:
+        """Return the operations of every norm with statistics that runs more than once."""
+        users: dict[int, set[int]] = {}
+        for i, node in enumerate(self._nodes):
+            if node.op == "call_module":
+                for module in self._net.model.get_submodule(node.target).modules():
+                    if module._buffers.get("running_mean") is not None:
+                        users.setdefault(id(module._buffers["running_mean"]), set()).add(i)
+            elif node.op == "get_attr":
+                path, _, name = node.target.rpartition(".")
+                buffer = self._net.model.get_submodule(path)._buffers.get(name)
+                if buffer is not None:
+                    users.setdefault(id(buffer), set()).update(self._place[user] for user in node.users)
+        return [nodes for nodes in users.values() if len(nodes) > 1]
+
+    def _changed_by(self, follows: list[set[int]], group: int) -> list[int]:
+        changed: set[int] = set()
+        before = -1
+        while before < len(changed):
+            before = len(changed)
+            for i, sources in enumerate(self.sources):
+                if group in follows[i] or not changed.isdisjoint(sources):
+                    changed.add(i)
+            for nodes in self.shared:  # what one of them sees is in the statistics of all
+                if not changed.isdisjoint(nodes):
+                    changed |= nodes
+        return sorted(changed)
+
+    def _leading_of(self, group: int, changed: Sequence[int]) -> set[int]:
+        touched, leading = set(changed), set()
+        for i in changed:
+            layer = self._layer(i)
+            if layer is None or any(j in touched and j not in leading for j in self.sources[i]):
+                continue
+            if not isinstance(self._nodes[i].meta.get("value"), Tensor) or any(i in nodes for nodes in self.shared):
+                continue
+            kind = getattr(type(layer), "plain", type(layer))
+            produces = touched.isdisjoint(self.sources[i])
+            axes = {name: axes for name, axes in _axes(layer).items() if any(axes)}
+            if not all(len(axis.runs) == 1 for row in axes.values() for axis in row if axis is not None):
+                continue  # what stays active is not the leading part
+            if kind in _CONVS and axes:
+                inputs = axes["weight"][1]
+                depthwise = 1 < layer.__dict__["groups"] == layer.__dict__["in_channels"]
+                alone = inputs is None or group not in _groups([inputs.runs])
+                if (produces and layer.__dict__["groups"] == 1 and alone) or (depthwise and not produces):
+                    leading.add(i)
+            elif kind in _BY_CHANNEL and not produces:
+                leading.add(i)
+        return leading
+
+    def _layer(self, i: int) -> nn.Module | None:
+        node = self._nodes[i]
+        return self._net.model.get_submodule(node.target) if node.op == "call_module" else None
+
+    def _frontier(self, group: str) -> frozenset[int]:
+        again = self.again(group)
+        return frozenset(j for i in again for j in self.sources[i] if j not in again)
+
+
+def _axes(layer: nn.Module) -> dict[str, Sequence[ActiveAxis | None]]:
+    return layer._slimming.axes if isinstance(layer, Slimmable) else {}
+
+
+def _groups(rows) -> set[int]:
+    """Return the groups of all runs in rows of axes, however deep they lie."""
+    if hasattr(rows, "group"):
+        return set() if rows.group is None else {rows.group}
+    return set().union(*map(_groups, rows)) if isinstance(rows, (tuple, list)) else set()
