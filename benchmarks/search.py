@@ -33,8 +33,9 @@ def main():
     parser.add_argument("--images", type=int, help="images to score, a quarter as many calibrate  [128 random, all of a run]")
     parser.add_argument("--steps", type=int, default=4, help="steps of the descent with random weights")
     parser.add_argument("--target", default="50%", help="multiply-adds to descend to, of a trained run: 75%%,50%%")
-    parser.add_argument("--score", choices=["error", "loss"], default="loss")
+    parser.add_argument("--score", choices=["error", "loss"], help="[that of a run's space, else loss]")
     parser.add_argument("--pick", default="drop")
+    parser.add_argument("--memory-budget", type=float, default=4e9, metavar="BYTES")
     parser.add_argument("--straightforward", type=int, metavar="N", help="steps of the straightforward search  [all]")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -43,11 +44,11 @@ def main():
     torch.set_num_threads(args.threads)
     net, images, calibration, fresh, options = trained(args) if args.run else drawn(args)
     seen = sum(len(t) for _, t in images) + sum(len(x) for x, _ in calibration)
-    print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included")
+    print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
 
     rows, paths = {}, {}
     for name, effort in (("exact", "exact"), ("fast", "fast")):
-        evaluator = PartialEvaluator(net, list(images), list(calibration))
+        evaluator = PartialEvaluator(net, list(images), list(calibration), memory_budget=args.memory_budget)
         trace, points, seconds = descend(net, evaluator, effort, options)
         losses = [fresh.score(p.config).loss for p in points] if fresh else []
         paths[name] = [(c.group, c.width) for c in trace.path_taken()]
@@ -62,6 +63,7 @@ def main():
     rows["straightforward"] = (seconds * total / part, total, evaluations(net, exact), rows["exact"][3])
 
     base = rows["straightforward"]
+    print(f"steps: exact {len(paths['exact']) - 1}, fast {len(paths['fast']) - 1}")
     print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'same path':>14}  loss on fresh images")
     for name, (seconds, macs, count, losses) in sorted(rows.items(), key=lambda row: -row[1][1]):
         known = list(zip(paths[name], paths["straightforward"]))
@@ -117,7 +119,7 @@ def drawn(args):
     x = torch.randn(count, 3, args.pixels, args.pixels, generator=generator)
     batches = list(zip(x.split(32), torch.randint(0, 10, (count,), generator=generator).split(32)))
     calibration = batches[: max(1, len(batches) // 4)]
-    return net, batches, calibration, None, {"steps": args.steps, "score": args.score, "pick": args.pick}
+    return net, batches, calibration, None, {"steps": args.steps, "score": args.score or "loss", "pick": args.pick}
 
 
 def trained(args):
@@ -128,7 +130,8 @@ def trained(args):
     fresh = SupernetEvaluator(net, images.scoring(images.test, space.search["batch_size"]), calibration)
     if args.images:
         scored, calibration = leading(scored, args.images), leading(calibration, args.images // 4)
-    return net, scored, calibration, fresh, {"targets": args.target.split(","), "score": args.score, "pick": args.pick}
+    score = args.score or space.search["score"]
+    return net, scored, calibration, fresh, {"targets": args.target.split(","), "score": score, "pick": args.pick}
 
 
 def leading(batches, count: int) -> list:

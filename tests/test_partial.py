@@ -176,6 +176,25 @@ def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, s
         assert sum(held.values()) <= parts._room + sum(x.nbytes for x, _ in (*data, *calibration, *parts._images))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_leading_values_are_laid_out_as_in_a_whole_run(layout):
+    net, inputs = supernet(tricky.Residual)
+    net.to(memory_format=layout)
+    partial = PartialNet(net, inputs)
+    with torch.inference_mode(), partial.ready():
+        net.eval()
+        inputs = [x.contiguous(memory_format=layout) for x in inputs]
+        values = partial.run(partial.plan(None, wanted=partial.read), inputs=inputs)
+        for name in net.full().widths:
+            config = narrower(net, net.full(), name)
+            net.set(config)
+            leading = partial.narrow(name, values)
+            whole = partial.run(partial.plan(None, wanted=leading), inputs=inputs)
+            for i, value in leading.items():
+                for a, b in zip(tree_leaves(value), tree_leaves(whole[i])):
+                    assert not isinstance(a, torch.Tensor) or (a.stride() == b.stride() and torch.allclose(a, b, atol=1e-5))
+
+
 def test_late_values_of_candidates_are_kept_first_and_save_multiply_adds():
     model = nn.Sequential(*(nn.Sequential(nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.ReLU()) for i in range(6)),
                           nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from brute_force import brute_force
 
 import autoslim
 from autoslim.commands import runs
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def supernet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "supernet"
-    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 2, "--out", folder, "--device", "cpu") == 0
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 8, "--out", folder, "--device", "cpu") == 0
     return folder
 
 
@@ -91,6 +92,29 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort
         assert trace.exists()
     assert start(command(supernet, tmp_path / "out", "--effort", effort)).wait() == 0
     assert contents(tmp_path / "out") == whole[effort]
+
+
+@pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
+@pytest.mark.parametrize("score", ["error", "loss"])
+def test_an_exact_search_of_a_trained_network_is_brute_force_over_plain_networks(supernet, score, pick):
+    net, space, settings = load_supernet(supernet, "cpu")
+    split = runs.load_images("digits", space.input_shape, settings["held_out"], 0, torch.device("cpu"))
+    images, calibration = map(list, runs.judged_on(split, space.search))
+
+    def judge(widths):
+        plain = autoslim.materialize(net, net.make_config(widths.values()))
+        return autoslim.evaluate(autoslim.calibrate(plain, calibration), images)
+
+    assert judge(net.full().widths).error < 0.2  # it was trained
+    full = autoslim.CostTable(net).cost(net.full()).macs
+    targets = [0.7 * full, 0.4 * full, 0.1 * full]
+    expected = brute_force(net, score, pick, targets, judge)
+    options = {"targets": {"macs": targets}, "score": score, "pick": pick, "effort": "exact"}
+    found = list(autoslim.greedy_search(net, images, calibration, **options))
+    assert [p.config.widths for p in found] == [widths for _, widths, _ in expected]
+    for point, (_, _, judged) in zip(found, expected, strict=True):
+        assert point.score.error == pytest.approx(judged.error, abs=1e-9)
+        assert point.score.loss == pytest.approx(judged.loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("effort", ["fast", "exact"])

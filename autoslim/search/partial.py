@@ -263,7 +263,9 @@ class PartialNet:
 
     def _leading_part(self, i: int, value: Tensor) -> Tensor:
         # Laid out as a whole run has it, so that kernels add up in the same order, to the same digits.
-        return value.narrow(1, 0, self._influence.channels(i)).contiguous()
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
+        layout = last if last and value.is_contiguous(memory_format=last) else torch.contiguous_format
+        return value.narrow(1, 0, self._influence.channels(i)).contiguous(memory_format=layout)
 
     def _run(self, i: int, value):
         node = self._nodes[i]
