@@ -2,14 +2,17 @@
 
     python benchmarks/search.py mobilenet_v2 --pixels 96 --steps 4
     python benchmarks/search.py --run runs/supernet --target 75%,50% --straightforward 5
+    python benchmarks/search.py resnet50 --pixels 224 --images 2048 --device cuda --target 75%,50%,25%,14% --straightforward 1
 
-The first form draws weights and images at random: it shows what is executed, and that decisions agree. The second takes the
-held-out images of a trained run, and scores what was found on its test images as fresh ones. `--straightforward N` runs that
+With a space, weights and images are drawn at random: that shows what is executed, and that decisions agree. A trained run
+brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
 search for its first N steps only: its multiply-adds are then counted along the path of the exact one, and its time is that
-of the N steps, times what is left to execute.
+of the N steps, times what is left to execute. Images a second are those of all candidates, however few of them were run.
 """
 
 import argparse
+import contextlib
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +34,9 @@ def main():
     parser.add_argument("--run", type=Path, help="trained supernet with held-out images")
     parser.add_argument("--pixels", type=int, default=96)
     parser.add_argument("--images", type=int, help="images to score, a quarter as many calibrate  [128 random, all of a run]")
-    parser.add_argument("--steps", type=int, default=4, help="steps of the descent with random weights")
-    parser.add_argument("--target", default="50%", help="multiply-adds to descend to, of a trained run: 75%%,50%%")
+    parser.add_argument("--target", help="multiply-adds to descend to, as 75%%,50%%  [50%% of a trained run]")
+    parser.add_argument("--steps", type=int, help="steps to descend, in place of --target  [4 with random weights]")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--score", choices=["error", "loss"], help="[that of a run's space, else loss]")
     parser.add_argument("--pick", default="drop")
     parser.add_argument("--memory-budget", type=float, default=4e9, metavar="BYTES")
@@ -41,8 +45,11 @@ def main():
     args = parser.parse_args()
     if (args.space is None) == (args.run is None):
         parser.error("name a space or a --run")
+    if args.steps is None and args.target is None:
+        args.steps, args.target = (None, "50%") if args.run else (4, None)
     torch.set_num_threads(args.threads)
-    net, images, calibration, fresh, options = trained(args) if args.run else drawn(args)
+    net, images, calibration, fresh, score = trained(args) if args.run else drawn(args)
+    options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
     seen = sum(len(t) for _, t in images) + sum(len(x) for x, _ in calibration)
     print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
 
@@ -56,7 +63,7 @@ def main():
         if name == "exact":
             exact = trace
     count = args.straightforward
-    whole = {**options, "steps": count} if count is not None else options
+    whole = options if count is None else {**options, "steps": count}
     trace, _, seconds = descend(net, SupernetEvaluator(net, list(images), list(calibration)), "exact", whole)
     part, total = executed(net, trace, seen), executed(net, exact, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
@@ -64,25 +71,45 @@ def main():
 
     base = rows["straightforward"]
     print(f"steps: exact {len(paths['exact']) - 1}, fast {len(paths['fast']) - 1}")
-    print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'same path':>14}  loss on fresh images")
+    print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'images/s':>9} {'same path':>14}  loss on fresh images")
     for name, (seconds, macs, count, losses) in sorted(rows.items(), key=lambda row: -row[1][1]):
         known = list(zip(paths[name], paths["straightforward"]))
         same = f"{sum(a == b for a, b in known) - 1} of {len(known) - 1}"
         text = " ".join(f"{loss:.4f}" for loss in losses)
-        print(f"{name:16} {base[0] / seconds:7.1f}x {base[1] / macs:7.1f}x {count:12} {same:>14}  {text}")
+        ratios = f"{base[0] / seconds:7.1f}x {base[1] / macs:7.1f}x"
+        print(f"{name:16} {ratios} {count:12} {base[2] * seen / seconds:9.0f} {same:>14}  {text}")
+
+
+class Enough(Exception):
+    """A descent has gone as far as it was to go."""
+
+
+class FirstSteps(autoslim.SearchTrace):
+    """A trace that ends its search after some steps."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self._steps = steps
+
+    def record(self, candidates):
+        super().record(candidates)
+        if candidates[0].step >= self._steps:
+            raise Enough
 
 
 def descend(net, evaluator, effort, options) -> tuple:
-    """Search to the target, or for a number of steps; returns the trace, the points and the seconds."""
-    full = autoslim.CostTable(net).cost(net.full()).macs
-    steps = options.get("steps")
-    targets = options["targets"] if steps is None else [full * (1 - i / 1000) for i in range(1, 900)]
-    keywords = {"score": options["score"], "pick": options["pick"], "effort": effort}
-    points, trace, started = [], autoslim.SearchTrace(), time.perf_counter()
-    for point in autoslim.greedy_search(net, targets={"macs": targets}, evaluator=evaluator, trace=trace, **keywords):
-        if steps is not None and point.step >= steps:
-            break
-        points.append(point)
+    """Search to the targets, or for a number of steps; returns the trace, the points and the seconds."""
+    steps, targets = options["steps"], options["targets"]
+    if steps is None:
+        trace = autoslim.SearchTrace()
+    else:
+        trace, targets = FirstSteps(steps), [autoslim.CostTable(net).cost(net.narrowest()).macs]
+    keywords = {"score": options["score"], "pick": options["pick"], "effort": effort, "progress": sys.stderr.isatty()}
+    points, started = [], time.perf_counter()
+    with contextlib.suppress(Enough):
+        points += autoslim.greedy_search(net, targets={"macs": targets}, evaluator=evaluator, trace=trace, **keywords)
+    if next(net.parameters()).is_cuda:
+        torch.cuda.synchronize()
     return trace, points, time.perf_counter() - started
 
 
@@ -110,28 +137,30 @@ def candidates(net, trace):
 
 
 def drawn(args):
-    """A network with random weights, on random images."""
-    space = replace(load_space(args.space), input_shape=(3, args.pixels, args.pixels)).with_classes(10)
-    net = family.build_supernet(space)
+    """A network with random weights, on random images; returns it, both, no fresh images and the score."""
+    space = load_space(args.space).with_classes(10)
+    space = replace(space, input_shape=(space.input_shape[0], args.pixels, args.pixels))
+    net = family.build_supernet(space, args.device)
     autoslim.initialize(net, 0)
     count = args.images or 128
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 3, args.pixels, args.pixels, generator=generator)
-    batches = list(zip(x.split(32), torch.randint(0, 10, (count,), generator=generator).split(32)))
-    calibration = batches[: max(1, len(batches) // 4)]
-    return net, batches, calibration, None, {"steps": args.steps, "score": args.score or "loss", "pick": args.pick}
+    x = torch.randn(count, *space.input_shape, generator=generator)
+    batches = list(zip(x.split(256), torch.randint(0, 10, (count,), generator=generator).split(256)))
+    calibration = leading(batches, count // 4)
+    return net, batches, calibration, None, args.score or "loss"
 
 
 def trained(args):
-    """A trained run, on its own images."""
-    net, space, settings = load_supernet(args.run, "cpu")
-    images = runs.load_images(settings["data"], space.input_shape, settings["held_out"], settings["seed"], torch.device("cpu"))
+    """A trained run, on its own images; returns it, those to score and to calibrate with, fresh ones and the score."""
+    net, space, settings = load_supernet(args.run, args.device)
+    images = runs.load_images(
+        settings["data"], space.input_shape, settings["held_out"], settings["seed"], torch.device(args.device)
+    )
     scored, calibration = map(list, runs.judged_on(images, space.search))
     fresh = SupernetEvaluator(net, images.scoring(images.test, space.search["batch_size"]), calibration)
     if args.images:
         scored, calibration = leading(scored, args.images), leading(calibration, args.images // 4)
-    score = args.score or space.search["score"]
-    return net, scored, calibration, fresh, {"targets": args.target.split(","), "score": score, "pick": args.pick}
+    return net, scored, calibration, fresh, args.score or space.search["score"]
 
 
 def leading(batches, count: int) -> list:
