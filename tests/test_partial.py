@@ -10,7 +10,7 @@ from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
-from autoslim.search.contest import Step
+from autoslim.search.contest import Step, batches_with
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.partial import PartialNet
@@ -147,33 +147,186 @@ def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind)
     check_descents(kind, "loss", 4e9)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.3], ids=["all kept", "some kept"])
-@pytest.mark.parametrize("kind", CLASSIFIERS, ids=lambda kind: kind.__name__)
-def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, share):
-    net, _ = supernet(kind)
-    data, calibration = batches((8, 5), 0), batches((6, 4), 1)
-    parts, whole = PartialEvaluator(net, data, calibration), SupernetEvaluator(net, data, calibration)
-    everything = 23 * parts._partial.bytes * (1 + len(net.groups))
-    parts._room = share * everything
+class SharedNorm(nn.Module):
+    """One batch norm, and one head with a batch norm, that see two activations each."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.between = nn.Conv2d(8, 6, 3, padding=1)
+        self.back = nn.Conv2d(6, 8, 1)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x):
+        a = self.norm(self.stem(x)).relu()
+        b = self.norm(self.side(a)).relu()
+        c = self.back(self.between(b).relu())
+        return self.out(torch.cat([self.head(a).mean((2, 3)), self.head(c).mean((2, 3))], dim=1))
+
+
+class NormAsFunction(nn.Module):
+    """Statistics of a concatenation, kept by a layer that is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left, self.right = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(14)
+        self.mix, self.out = nn.Conv2d(14, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        left = self.left(self.stem(x).relu()).relu()
+        x, norm = torch.cat([left, self.right(left).relu()], 1), self.norm
+        x = torch.nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, 1e-5)
+        return self.out(self.mix(x.relu()).relu().mean((2, 3)))
+
+
+class InPlace(nn.Module):
+    """Residual blocks that write into what they add to."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Dropout(), nn.Conv2d(6, 8, 1)) for _ in range(8)
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x.add_(block(x))
+        return self.out(x.mean((2, 3)))
+
+
+class Squeezes(nn.Module):
+    """Gates whose maps have one pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 3)
+        self.down, self.up = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.out(self.body(x).relu().mean((2, 3)))
+
+
+KEPT = [*CLASSIFIERS, SharedNorm, NormAsFunction, InPlace, Squeezes]
+
+
+def walk(net, data, calibration, share=1.0):
+    """Yield an evaluator, a contest, its step and its winner, of some steps; every other one looks at half of the candidates."""
+    parts = PartialEvaluator(net, data, calibration)
+    images = sum(len(x) for x, _ in (*data, *calibration))
+    parts._room = share * images * parts._partial.bytes * (1 + len(net.groups))
     generator, base = torch.Generator().manual_seed(0), net.full()
     for number in range(4):
         candidates = {name: config for name in base.widths if (config := narrower(net, base, name))}
-        names = list(candidates)
+        names = list(candidates)[:: 1 + number % 2]
         if not names:
             return
-        if number % 2:  # as in a fast search, where not all are evaluated
-            names = names[::2]
-        contest = parts.contest(step(net, base, candidates), "exact")
-        contest._going_on = lambda running, done: running
-        contest.enter(names)
+        contest = all_to_the_end(parts, now := step(net, base, candidates), names)
         contest.best = names[torch.randint(len(names), (), generator=generator)]
-        for name, judged in contest.close().items():
-            expected = whole.score(candidates[name])
-            assert (judged.score.error, judged.score.loss) == pytest.approx((expected.error, expected.loss), rel=1e-4)
+        yield parts, contest, now, contest.best
         base = candidates[contest.best]
-        held = {leaf.untyped_storage()._cdata: leaf.untyped_storage().nbytes() for leaf in tree_leaves(parts._values)
-                if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32}  # fmt: skip
+
+
+def all_to_the_end(parts, now, names):
+    contest = parts.contest(now, "exact")
+    contest._going_on = lambda running, done: running
+    contest.enter(names)
+    return contest
+
+
+def trained_like(kind):
+    torch.manual_seed(0)
+    inputs = kind.inputs(3) if hasattr(kind, "inputs") else torch.randn(2, 3, 8, 8)
+    return autoslim.Supernet(randomized(kind()), inputs, divisor=1, steps=4)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3], ids=["all kept", "some kept"])
+@pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind.__name__)
+def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, share):
+    net = trained_like(kind)
+    data, calibration = batches((8, 5), 0), batches((6, 4), 1)
+    whole = SupernetEvaluator(net, data, calibration)
+    for parts, contest, now, _ in walk(net, data, calibration, share):
+        for name, judged in contest.close().items():
+            expected = whole.score(now.candidates[name])
+            assert (judged.score.error, judged.score.loss) == pytest.approx((expected.error, expected.loss), rel=1e-4)
+        tensors = [leaf for leaf in tree_leaves(parts._values) if isinstance(leaf, torch.Tensor)]
+        held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         assert sum(held.values()) <= parts._room + sum(x.nbytes for x, _ in (*data, *calibration, *parts._images))
+
+
+@pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat, SharedNorm, InPlace, Squeezes])
+def test_what_is_kept_is_to_the_last_digit_what_a_new_start_computes(kind):
+    net = trained_like(kind)
+    data, calibration = batches((8, 5), 0), batches((6, 4), 1)
+    for _, contest, now, best in walk(net, data, calibration):
+        found = contest.close()
+        again = all_to_the_end(PartialEvaluator(net, data, calibration), now, list(found))
+        again.best = best
+        assert again.close() == found
+
+
+def test_a_candidate_of_another_width_is_judged_anew():
+    net = trained_like(tricky.Residual)
+    data, calibration = batches((8,), 0), batches((6,), 1)
+    parts, base = PartialEvaluator(net, data, calibration), net.full()
+    name = next(iter(base.widths))
+    once = narrower(net, base, name)
+    for config in (once, narrower(net, once, name)):
+        contest = parts.contest(step(net, base, {name: config}), "exact")
+        contest.enter([name])
+        expected = SupernetEvaluator(net, data, calibration).score(config)
+        assert contest._entered[name].score(1).loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_a_step_that_was_interrupted_can_be_done_again(monkeypatch):
+    net = trained_like(tricky.Residual)
+    data, calibration = batches((8,), 0), batches((6, 4), 1)
+    parts, base = PartialEvaluator(net, data, calibration), net.full()
+    now = step(net, base, {name: narrower(net, base, name) for name in base.widths})
+    contest = parts.contest(now, "exact")
+    run, calls = parts._run_candidate, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == len(base.widths) + 1:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    monkeypatch.setattr(parts, "_run_candidate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        contest.enter(list(now.candidates))
+    monkeypatch.undo()
+    contest = parts.contest(now, "exact")
+    contest.enter(list(now.candidates))
+    fresh = all_to_the_end(PartialEvaluator(net, data, calibration), now, list(now.candidates))
+    fresh.best = contest.best
+    assert contest.close()[contest.best] == fresh.close()[contest.best]
+
+
+@pytest.mark.parametrize(("effort", "ranks"), [("exact", 1), ("exact", 3), ("exact", 8), ("fast", 1), ("fast", 2)])
+@pytest.mark.parametrize("size", [32, 300])
+def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, size, monkeypatch):
+    net = trained_like(tricky.Residual)
+    parts = PartialEvaluator(net, batches((size,) * (1200 // size), 0), batches((40, 24), 1), race={"most": 520})
+    with torch.inference_mode():
+        parts._full = parts._judge(net.full())
+    counted = []
+    monkeypatch.setattr(parts._partial, "worth_keeping", lambda images, room: counted.append(images) or (frozenset(),) * 2)
+    parts.ranks.count = ranks
+    parts._arrange(net.full(), effort)
+    last = len(parts.batches) if effort == "exact" else batches_with(520, parts.batches)
+    sizes = [len(target) for _, target in parts.batches[:last]]
+    calibration = [len(x) for x, _ in parts._used]
+    assert counted[0] >= max(sum(sizes[r::ranks]) for r in range(ranks)) + max(sum(calibration[r::ranks]) for r in range(ranks))
+    assert counted[0] <= max(sum(sizes[r::ranks]) for r in range(ranks)) + sum(calibration)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -227,25 +380,6 @@ def test_values_that_are_not_kept_are_computed_with_the_statistics_of_their_conf
 @pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat])
 def test_memory_changes_no_decision(kind, score, budget):
     check_descents(kind, score, budget)
-
-
-class SharedNorm(nn.Module):
-    """One batch norm, and one head with a batch norm, that see two activations each."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.side = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.between = nn.Conv2d(8, 6, 3, padding=1)
-        self.back = nn.Conv2d(6, 8, 1)
-        self.out = nn.Linear(16, 5)
-
-    def forward(self, x):
-        a = self.norm(self.stem(x)).relu()
-        b = self.norm(self.side(a)).relu()
-        c = self.back(self.between(b).relu())
-        return self.out(torch.cat([self.head(a).mean((2, 3)), self.head(c).mean((2, 3))], dim=1))
 
 
 def contested(net, data, calibration, **options):

@@ -195,9 +195,8 @@ class Race(_PartsContest):
     def __init__(self, evaluator, step: Step, *, z: float, least: int, most: int):
         super().__init__(evaluator, step)
         self._z = z
-        sizes = torch.tensor([len(target) for _, target in evaluator.batches]).cumsum(0)
-        self._first = int((sizes < least).sum()) + 1
-        self._last = min(len(sizes), int((sizes < most).sum()) + 1)
+        self._first = batches_with(least, evaluator.batches)
+        self._last = batches_with(most, evaluator.batches)
 
     def _starters(self, names):
         return [*([self.best] if self.best else []), *names]
@@ -232,6 +231,12 @@ class Race(_PartsContest):
             behind = self._behind(other, self.best, min(self._batches[other], self._batches[self.best]))
             values.append(0.5 * (1 + math.erf(behind / 2**0.5)))
         return round(min(values), 4) if values else None
+
+
+def batches_with(images: int, batches) -> int:
+    """Return how many leading batches hold a number of images; all of them where they hold fewer."""
+    sizes = torch.tensor([len(target) for _, target in batches]).cumsum(0)
+    return min(len(sizes), int((sizes < images).sum()) + 1)
 
 
 def _increase(score: Score, base: Score, which: str) -> float:

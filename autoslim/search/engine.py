@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
 from autoslim.errors import ConfigError
-from autoslim.search.contest import ExactContest, Race, Step
+from autoslim.search.contest import ExactContest, Race, Step, batches_with
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.ranks import Ranks
@@ -103,7 +103,7 @@ class PartialEvaluator(SupernetEvaluator):
         self.base: Judgement | None = None
         # What is known of the base (None) and of candidates: by name, what for, and batch; values by operation.
         self._values: dict[tuple[str | None, str, int], dict[int, object]] = {}
-        self._measures: dict[str, Measure] = {}  # of every candidate, the last one
+        self._last: dict[str, Judgement] = {}  # of every candidate
         self._keep: dict[str | None, frozenset[int]] = {}
         self._whole = self._partial.plan(None)
         self.macs = 0
@@ -160,7 +160,12 @@ class PartialEvaluator(SupernetEvaluator):
 
     def _drop_values(self) -> None:
         self._values.clear()
-        self._measures.clear()
+        self._last.clear()
+
+    def _forget_candidate(self, name: str) -> dict:
+        """Drop what is known of a candidate; returns its values."""
+        self._last.pop(name, None)
+        return {key: self._values.pop(key) for key in list(self._values) if key[0] == name}
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
@@ -174,13 +179,17 @@ class PartialEvaluator(SupernetEvaluator):
 
     @torch.inference_mode()
     def _arrange(self, full: ChannelConfig, effort: str) -> None:
-        """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
+        """Choose the images of searches of an effort, and what of them is kept from step to step."""
         self._order, self.base = effort, None
         self._drop_values()
+        self._sort_images(full, effort)
         self._used = self._calibration if effort == "exact" else list(self._leading(self._race["calibration"]))
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
         self._fits = all(_count(x) <= self._most for x, _ in (*self._used, *self._images))
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
+
+    def _sort_images(self, full: ChannelConfig, effort: str) -> None:
+        """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
         shapes = {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._images}
         if not self._alone or len(shapes) > 1:
             return
@@ -199,11 +208,13 @@ class PartialEvaluator(SupernetEvaluator):
 
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
-        largest = max(len(target) for _, target in self._images)
-        batches = min(len(self._images), -(-images // largest))
-        own = -(-batches // self.ranks.count) * largest
-        own += -(-len(self._used) // self.ranks.count) * max(_count(x) for x, _ in self._used)
-        keep, of_base = self._partial.worth_keeping(own, self._room)
+
+        def own(batches: Sequence[int]) -> int:
+            return max(sum(batches[rank :: self.ranks.count]) for rank in range(self.ranks.count))
+
+        scored = [_count(x) for x, _ in self._images[: batches_with(images, self._images)]]
+        calibration = [_count(x) for x, _ in self._used]
+        keep, of_base = self._partial.worth_keeping(own(scored) + max(own(calibration), calibration[0]), self._room)
         self._keep = {None: of_base} | {group.name: self._partial.kept_of(group.name, keep) for group in self.net.groups}
 
     def _leading(self, images: int) -> Iterator:
@@ -233,6 +244,9 @@ class PartialEvaluator(SupernetEvaluator):
     def calibrated(self, configs: Mapping[str, ChannelConfig]) -> dict[str, Judgement]:
         """Measure the BN statistics of candidates, by the name of the one group that each narrows."""
         judged = {name: Judgement(config) for name, config in configs.items()}
+        for name, config in configs.items():
+            if name in self._last and self._last[name].config.widths[name] != config.widths[name]:
+                self._forget_candidate(name)
         found: dict[int, dict] = {}
         with self._at_work():
             for i in self._own_calibration(self._used):
@@ -248,9 +262,9 @@ class PartialEvaluator(SupernetEvaluator):
         shared = self.ranks.share(found)
         for name, each in judged.items():
             each.measure.combine([row[name] for row in shared.values()])
-            if name in self._measures:  # what lies before the values that it went on from
-                each.measure.complete(self._measures[name])
-            self._measures[name] = each.measure
+            if name in self._last:  # what lies before the values that it went on from
+                each.measure.complete(self._last[name].measure)
+            self._last[name] = each
         return judged
 
     @torch.inference_mode()
@@ -284,8 +298,7 @@ class PartialEvaluator(SupernetEvaluator):
         winner.measure.complete(self.base.measure)
         self.base = winner
         self.net.set(winner.config)
-        of_winner = {key: self._values.pop(key) for key in list(self._values) if key[0] == group}
-        self._measures.pop(group, None)
+        of_winner = self._forget_candidate(group)
         for key, values in self._values.items():
             self._values[key] = self._partial.narrow(group, values)
         for (_, what, i), values in of_winner.items():
@@ -295,8 +308,12 @@ class PartialEvaluator(SupernetEvaluator):
     def _at_work(self) -> Iterator[None]:
         device = next(self.net.parameters()).device.type
         cast = torch.autocast(device, self._cast) if self._cast else contextlib.nullcontext()
-        with eval_mode(self.net), self._partial.ready(), cast:
-            yield
+        try:
+            with eval_mode(self.net), self._partial.ready(), cast:
+                yield
+        except BaseException:
+            self.forget()  # some batches may know more than others
+            raise
         self.net.set(self.base.config)
 
     def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output: bool = False) -> dict | None:
@@ -316,7 +333,7 @@ class PartialEvaluator(SupernetEvaluator):
     def _plan(self, name: str | None, what: str, i: int, wanted: Iterable[int] | None = None) -> Plan:
         return self._partial.plan(name, known=self._values.get((name, what, i), ()), wanted=wanted, keep=self._keep[name])
 
-    def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping = {}) -> dict:  # noqa: B006
+    def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping | None = None) -> dict:
         known = self._values.get((plan.group, what, i), {})
         self.macs += _count(x) * self._partial.macs(plan)
         made = self._partial.run(plan, known=known, base=base, inputs=x)

@@ -1,7 +1,8 @@
 """What narrowing one group changes in the graph of a supernet."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from autoslim.channels.proxies import read_size
@@ -31,10 +32,11 @@ class Influence:
 
     Attributes:
         sources: operations whose values each operation reads.
-        shared: the operations of every norm with statistics that runs more than once.
+        shared: for an operation of a norm with statistics that runs more than once, all operations of that norm.
         changed: operations whose values a group changes, by its name.
         leading: those of them whose values are the leading part of what they were.
         frontiers: operations whose values are read by what has to be run again.
+        origins: operations whose values are read by what a group changes, and that it does not change.
     """
 
     def __init__(self, net: Supernet, nodes: Sequence[fx.Node]):
@@ -42,15 +44,21 @@ class Influence:
         self._nodes = nodes
         self._place = {node: i for i, node in enumerate(nodes)}
         self.sources = [[self._place[n] for n in node.all_input_nodes] for node in nodes]
-        self.shared = self._shared_norms()
+        self.shared = {i: nodes for nodes in self._shared_norms() for i in nodes}
         self.changed: dict[str, set[int]] = {}
         self.leading: dict[str, set[int]] = {}
+        self.frontiers: dict[str, frozenset[int]] = {}
+        self.origins: dict[str, frozenset[int]] = {}
         follows = self._follows()
         for index, group in enumerate(net.groups):
-            changed = self._changed_by(follows, index)
-            self.changed[group.name] = set(changed)
-            self.leading[group.name] = self._leading_of(index, changed)
-        self.frontiers = {name: self._frontier(name) for name in self.changed}
+            self.changed[group.name] = self._changed_by(follows, index)
+            self.origins[group.name] = self._read_by(self.changed[group.name])
+            self.run_again(group.name)
+
+    def run_again(self, group: str, operations: Collection[int] = ()) -> None:
+        """Take none of some operations, nor what reads their values, for the leading part of what it was."""
+        self.leading[group] = self._leading_of(group, operations)
+        self.frontiers[group] = self._read_by(self.again(group))
 
     def again(self, group: str) -> set[int]:
         """Return the operations that have to be run again when a group is narrowed."""
@@ -87,7 +95,7 @@ class Influence:
         return found
 
     def _shared_norms(self) -> list[set[int]]:
-        """Return the operations of every norm with statistics that runs more than once."""
+        """Return sets of operations that read or make the same statistics, where those are several operations."""
         users: dict[int, set[int]] = {}
         for i, node in enumerate(self._nodes):
             if node.op == "call_module":
@@ -97,11 +105,16 @@ class Influence:
             elif node.op == "get_attr":
                 path, _, name = node.target.rpartition(".")
                 buffer = self._net.model.get_submodule(path)._buffers.get(name)
-                if buffer is not None:
-                    users.setdefault(id(buffer), set()).update(self._place[user] for user in node.users)
-        return [nodes for nodes in users.values() if len(nodes) > 1]
+                norms = [self._place[user] for user in node.users if user.target is F.batch_norm]
+                if buffer is not None and norms:
+                    users.setdefault(id(buffer), set()).update((i, *norms))
+        sets: list[set[int]] = []
+        for nodes in users.values():  # a function takes mean and variance
+            apart = [other for other in sets if other.isdisjoint(nodes)]
+            sets = [*apart, nodes.union(*(other for other in sets if other not in apart))]
+        return [nodes for nodes in sets if len(nodes) > 1]
 
-    def _changed_by(self, follows: list[set[int]], group: int) -> list[int]:
+    def _changed_by(self, follows: list[set[int]], group: int) -> set[int]:
         changed: set[int] = set()
         before = -1
         while before < len(changed):
@@ -109,18 +122,19 @@ class Influence:
             for i, sources in enumerate(self.sources):
                 if group in follows[i] or not changed.isdisjoint(sources):
                     changed.add(i)
-            for nodes in self.shared:  # what one of them sees is in the statistics of all
+            for nodes in self.shared.values():  # what one of them sees is in the statistics of all
                 if not changed.isdisjoint(nodes):
                     changed |= nodes
-        return sorted(changed)
+        return changed
 
-    def _leading_of(self, group: int, changed: Sequence[int]) -> set[int]:
-        touched, leading = set(changed), set()
-        for i in changed:
+    def _leading_of(self, name: str, never: Collection[int]) -> set[int]:
+        group = next(i for i, each in enumerate(self._net.groups) if each.name == name)
+        touched, leading = self.changed[name], set()
+        for i in sorted(touched - set(never)):
             layer = self._layer(i)
             if layer is None or any(j in touched and j not in leading for j in self.sources[i]):
                 continue
-            if not isinstance(self._nodes[i].meta.get("value"), Tensor) or any(i in nodes for nodes in self.shared):
+            if not isinstance(self._nodes[i].meta.get("value"), Tensor) or i in self.shared:
                 continue
             kind = getattr(type(layer), "plain", type(layer))
             produces = touched.isdisjoint(self.sources[i])
@@ -131,7 +145,9 @@ class Influence:
                 inputs = axes["weight"][1]
                 depthwise = 1 < layer.__dict__["groups"] == layer.__dict__["in_channels"]
                 alone = inputs is None or group not in _groups([inputs.runs])
-                if (produces and layer.__dict__["groups"] == 1 and alone) or (depthwise and not produces):
+                # For maps of one pixel, the order in which kernels add up depends on the width.
+                one_pixel = max(self._nodes[i].meta["value"].shape[2:], default=1) == 1
+                if not one_pixel and ((produces and layer.__dict__["groups"] == 1 and alone) or (depthwise and not produces)):
                     leading.add(i)
             elif kind in _BY_CHANNEL and not produces:
                 leading.add(i)
@@ -141,9 +157,8 @@ class Influence:
         node = self._nodes[i]
         return self._net.model.get_submodule(node.target) if node.op == "call_module" else None
 
-    def _frontier(self, group: str) -> frozenset[int]:
-        again = self.again(group)
-        return frozenset(j for i in again for j in self.sources[i] if j not in again)
+    def _read_by(self, nodes: set[int]) -> frozenset[int]:
+        return frozenset(j for i in nodes for j in self.sources[i] if j not in nodes)
 
 
 def _axes(layer: nn.Module) -> dict[str, Sequence[ActiveAxis | None]]:

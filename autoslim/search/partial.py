@@ -1,9 +1,13 @@
 """The graph of a supernet, and what of it has to be run again when one group is narrowed."""
 
 import contextlib
+import heapq
+import math
 import operator
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -31,7 +35,7 @@ class Plan:
         wanted: operations whose values are asked for.
         run: operations to run, in order.
         reads: operations whose values at the base are read.
-        dying: operations whose values nothing reads after a step of `run`, by that step.
+        dying: operations that are read for the last time, by the operation of `run` that reads them.
     """
 
     group: str | None
@@ -73,12 +77,14 @@ class PartialNet:
         self._placeholders = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
         self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
         self._influence = Influence(net, self._nodes)
+        self._plans: dict[tuple, Plan] = {}
+        inputs = as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
+        self._run_again_what_differs(inputs)
         self.read = frozenset().union(*self._influence.frontiers.values(), {self.output})
         self._sizes = self._sizes_of_values(traced.batch_size)
         self.bytes = self._bytes(self.read)
         self._calls = self._calls_of_nodes()
-        self._plans: dict[tuple, Plan] = {}
-        self._check(example)
+        self._check(inputs)
 
     def _check_writes(self) -> None:
         for i, node in enumerate(self._nodes):
@@ -90,11 +96,17 @@ class PartialNet:
     def _sizes_of_values(self, examples: int) -> dict[int, dict[int, int]]:
         """Return for every operation the bytes of its value for one example at full width, by the memory that holds them."""
         sizes = {}
+        apart = set().union(*self._influence.leading.values())
         for i, node in enumerate(self._nodes):
             leaves = () if node.op in ("get_attr", "placeholder") else tree_leaves(node.meta.get("value"))
-            stored = (leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor))
-            sizes[i] = {storage._cdata: storage.nbytes() // examples for storage in stored}
+            stored = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
+            # When run in parts, what works in place makes new values, and a leading part is a copy.
+            new = i in apart or _writes(node) or (node.op == "call_module" and self._works_in_place(node.target))
+            sizes[i] = {(i, k) if new else s._cdata: s.nbytes() // examples for k, s in enumerate(stored)}
         return sizes
+
+    def _works_in_place(self, layer: str) -> bool:
+        return any(m.__dict__.get("inplace") is True for m in self.net.model.get_submodule(layer).modules())
 
     def _bytes(self, nodes: Iterable[int]) -> int:
         """Return the bytes of values of one example at full width; what shares its memory is counted once."""
@@ -119,9 +131,31 @@ class PartialNet:
         return found
 
     @torch.inference_mode()
-    def _check(self, example) -> None:
+    def _run_again_what_differs(self, inputs) -> None:
+        """Take only those values for leading parts that are so to the last digit, which depends on kernels and widths."""
+        net, influence = self.net, self._influence
+        leading = {i for nodes in influence.leading.values() for i in nodes}
+        wanted = leading | {j for i in leading for j in influence.sources[i]}
+        with eval_mode(net), self.ready(), net.using(net.full()):
+            values = self.run(self.plan(None, wanted=wanted), inputs=inputs)
+            for width in net.widths:
+                differ: set[int] = set()
+                for choice in width.choices[:-1]:
+                    width.value, now = choice, dict(values)
+                    for i in sorted(influence.leading[width.name]):
+                        part = self._leading_part(i, values[i])
+                        if not torch.equal(part, self._run(i, now.__getitem__)):
+                            differ.add(i)
+                        now[i] = part
+                width.value = width.full
+                if differ:
+                    influence.run_again(width.name, differ)
+        self._plans.clear()
+
+    @torch.inference_mode()
+    def _check(self, inputs) -> None:
         """Run every group in parts once, next to the whole network: code may do what the graph does not show."""
-        net, inputs = self.net, as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
+        net = self.net
         with eval_mode(net), self.ready(), net.using(net.full()):
             values = self.run(self.plan(None, wanted=self.read), inputs=inputs)
             if not _close(values[self.output], net(*inputs)):
@@ -168,21 +202,19 @@ class PartialNet:
 
     def _make_plan(self, group: str | None, known: frozenset, wanted: frozenset, keep: frozenset) -> Plan:
         leading = self._influence.leading[group] if group else ()
-        needed, reads, again, stack = set(), set(), set(), list(wanted)
+        needed, reads, measured, stack = set(), set(), set(), list(wanted)
         while stack:
             i = stack.pop()
             if group and i not in self._influence.changed[group]:
                 reads.add(i)
-            elif i not in needed and (i not in known or i in again):
+            elif i not in needed and (i not in known or i in measured):
                 needed.add(i)
                 if i in leading:
                     reads.add(i)
                 else:
-                    stack += self._influence.sources[i]
-                    for nodes in self._influence.shared:  # the statistics of one are those of all
-                        if i in nodes:
-                            again |= nodes
-                            stack += nodes
+                    others = self._influence.shared.get(i, set())  # of a norm: the statistics of one are those of all
+                    measured |= others
+                    stack += [*self._influence.sources[i], *others]
         run = tuple(sorted(needed))
         last = {j: i for i in run if i not in leading for j in self._influence.sources[i] if j in needed}
         dying: dict[int, tuple[int, ...]] = {}
@@ -191,7 +223,8 @@ class PartialNet:
                 dying[i] = (*dying.get(i, ()), j)
         return Plan(group, wanted, run, frozenset(reads), dying)
 
-    def run(self, plan: Plan, *, known: Mapping[int, object] = {}, base: Mapping[int, object] = {}, inputs=None) -> dict:  # noqa: B006
+    def run(self, plan: Plan, *, known: Mapping[int, object] = MappingProxyType({}), base: Mapping[int, object] | None = None,
+            inputs=None) -> dict:  # fmt: skip
         """Return the values of the operations of a plan that are asked for or kept, at the widths that are set.
 
         Args:
@@ -232,39 +265,68 @@ class PartialNet:
     def worth_keeping(self, images: int, room: float) -> tuple[frozenset[int], frozenset[int]]:
         """Return the operations whose values are to be kept from step to step, for every candidate and for the base.
 
-        What a group is made from is where all candidates that lie before it go on once it is narrowed. It is kept where it
-        saves most multiply-adds a byte, were all groups as likely to be narrowed; what fits besides, for the base alone.
+        Once a group is narrowed, candidates that lie before it go on from what its layers read, or from what the next ones
+        read. What saves most multiply-adds a byte besides what is kept already, were all groups as likely to be narrowed, is
+        kept next; what fits after that, for the base alone.
 
         Args:
             images: examples whose values are kept at the same time.
             room: bytes.
         """
+        influence, full = self._influence, tuple(width.full for width in self.net.widths)
         groups = [width.name for width in self.net.widths if len(width.choices) > 1]
-        full = tuple(width.full for width in self.net.widths)
+        runs = Counter(i for name in groups for i in influence.again(name))
+        macs = {i: count * self._macs_of([i], full) for i, count in runs.items()}  # of all candidates
 
         def held(keep: frozenset[int]) -> int:
             return sum(self._bytes(self.kept_of(name, keep)) for name in groups) + self._bytes(keep)
 
-        def saved(group: str) -> float:
-            macs = sum(self._macs_of(self._influence.again(name) - self._influence.changed[group], full) for name in groups)
-            return macs / (1 + held(self._influence.frontiers[group]))
+        def cost(keep: frozenset[int]) -> int:
+            """Return the multiply-adds of all candidates, summed over the groups that may have been narrowed."""
+            return sum(macs.get(i, 0) for name in groups for i in self._behind(name, keep))
 
-        keep: frozenset[int] = frozenset()
-        for group in sorted(groups, key=saved, reverse=True):
-            more = keep | self._influence.frontiers[group]
-            if saved(group) > 0 and images * held(more) <= room:
-                keep = more
+        options = {influence.frontiers[name] for name in groups} | {influence.origins[name] for name in groups}
+        keep, now, held_now = frozenset(), cost(frozenset()), 0
+        # What an option saves only falls while others are added: the best by its old value is the best if its new one stays.
+        queue = [(-math.inf, sorted(option), option) for option in options]
+        heapq.heapify(queue)
+        while queue:
+            _, order, option = heapq.heappop(queue)
+            more = keep | option
+            bytes_ = held(more)
+            if images * bytes_ > room:
+                continue
+            saved = now - cost(more)
+            value = -saved / (1 + bytes_ - held_now)
+            if queue and value > queue[0][0]:
+                heapq.heappush(queue, (value, order, option))
+            elif saved > 0:
+                keep, now, held_now = more, now - saved, bytes_
         of_base = keep
-        for group in sorted(groups, key=lambda name: self._bytes(self._influence.frontiers[name])):
-            more = of_base | self._influence.frontiers[group]
-            if images * (held(keep) - self._bytes(keep) + self._bytes(more)) <= room:
-                of_base = more
+        of_candidates = held_now - self._bytes(keep)
+        for option in sorted(options, key=lambda option: (self._bytes(option), sorted(option))):
+            if images * (of_candidates + self._bytes(of_base | option)) <= room:
+                of_base |= option
         return keep, of_base
+
+    def _behind(self, group: str, keep: frozenset[int]) -> set[int]:
+        """Return what lies between the kept values that hold when a group is narrowed and the output."""
+        influence = self._influence
+        behind: set[int] = set()
+        stack = [self.output]
+        while stack:
+            i = stack.pop()
+            if i not in behind and not (i in keep and (i in influence.leading[group] or i not in influence.changed[group])):
+                behind.add(i)
+                stack += influence.sources[i]
+        return behind
 
     def _leading_part(self, i: int, value: Tensor) -> Tensor:
         # Laid out as a whole run has it, so that kernels add up in the same order, to the same digits.
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
-        layout = last if last and value.is_contiguous(memory_format=last) else torch.contiguous_format
+        # Maps of one pixel are contiguous in either way.
+        is_last = last and value.stride(-1) != 1 and value.is_contiguous(memory_format=last)
+        layout = last if is_last else torch.contiguous_format
         return value.narrow(1, 0, self._influence.channels(i)).contiguous(memory_format=layout)
 
     def _run(self, i: int, value):
