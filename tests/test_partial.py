@@ -10,6 +10,7 @@ from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
+from autoslim.search import engine
 from autoslim.search.contest import Step, batches_with
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
@@ -319,7 +320,7 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     with torch.inference_mode():
         parts._full = parts._judge(net.full())
     counted = []
-    monkeypatch.setattr(parts._partial, "worth_keeping", lambda images, room: counted.append(images) or (frozenset(),) * 2)
+    monkeypatch.setattr(engine, "worth_keeping", lambda _, images, room: counted.append(images) or (frozenset(),) * 2)
     parts.ranks.count = ranks
     parts._arrange(net.full(), effort)
     last = len(parts.batches) if effort == "exact" else batches_with(520, parts.batches)

@@ -15,6 +15,7 @@ from autoslim.channels.trace import as_inputs
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
 from autoslim.search.evaluate import Score, SupernetEvaluator
+from autoslim.search.keep import kept_of, worth_keeping
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.ranks import Ranks
 from autoslim.slimmable.calibrate import Measure
@@ -214,8 +215,10 @@ class PartialEvaluator(SupernetEvaluator):
 
         scored = [_count(x) for x, _ in self._images[: batches_with(images, self._images)]]
         calibration = [_count(x) for x, _ in self._used]
-        keep, of_base = self._partial.worth_keeping(own(scored) + max(own(calibration), calibration[0]), self._room)
-        self._keep = {None: of_base} | {group.name: self._partial.kept_of(group.name, keep) for group in self.net.groups}
+        keep, of_base = worth_keeping(self._partial, own(scored) + max(own(calibration), calibration[0]), self._room)
+        self._keep = {None: of_base} | {
+            group.name: kept_of(self._partial.influence, group.name, keep) for group in self.net.groups
+        }
 
     def _leading(self, images: int) -> Iterator:
         for x, target in self._calibration:

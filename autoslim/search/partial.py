@@ -1,10 +1,7 @@
 """The graph of a supernet, and what of it has to be run again when one group is narrowed."""
 
 import contextlib
-import heapq
-import math
 import operator
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -57,6 +54,7 @@ class PartialNet:
         rules: the rules that its groups were found with.
 
     Attributes:
+        influence: what a group changes.
         output: the operation whose value is the network's output.
         read: operations whose values candidates may read.
         bytes: memory of the values of `read`, for one example at full width.
@@ -76,13 +74,13 @@ class PartialNet:
         self._check_writes()
         self._placeholders = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
         self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
-        self._influence = Influence(net, self._nodes)
+        self.influence = Influence(net, self._nodes)
         self._plans: dict[tuple, Plan] = {}
         inputs = as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
         self._run_again_what_differs(inputs)
-        self.read = frozenset().union(*self._influence.frontiers.values(), {self.output})
+        self.read = frozenset().union(*self.influence.frontiers.values(), {self.output})
         self._sizes = self._sizes_of_values(traced.batch_size)
-        self.bytes = self._bytes(self.read)
+        self.bytes = self.bytes_of(self.read)
         self._calls = self._calls_of_nodes()
         self._check(inputs)
 
@@ -96,7 +94,7 @@ class PartialNet:
     def _sizes_of_values(self, examples: int) -> dict[int, dict[int, int]]:
         """Return for every operation the bytes of its value for one example at full width, by the memory that holds them."""
         sizes = {}
-        apart = set().union(*self._influence.leading.values())
+        apart = set().union(*self.influence.leading.values())
         for i, node in enumerate(self._nodes):
             leaves = () if node.op in ("get_attr", "placeholder") else tree_leaves(node.meta.get("value"))
             stored = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
@@ -108,7 +106,7 @@ class PartialNet:
     def _works_in_place(self, layer: str) -> bool:
         return any(m.__dict__.get("inplace") is True for m in self.net.model.get_submodule(layer).modules())
 
-    def _bytes(self, nodes: Iterable[int]) -> int:
+    def bytes_of(self, nodes: Iterable[int]) -> int:
         """Return the bytes of values of one example at full width; what shares its memory is counted once."""
         sizes: dict[int, int] = {}
         for i in nodes:
@@ -133,7 +131,7 @@ class PartialNet:
     @torch.inference_mode()
     def _run_again_what_differs(self, inputs) -> None:
         """Take only those values for leading parts that are so to the last digit, which depends on kernels and widths."""
-        net, influence = self.net, self._influence
+        net, influence = self.net, self.influence
         leading = {i for nodes in influence.leading.values() for i in nodes}
         wanted = leading | {j for i in leading for j in influence.sources[i]}
         with eval_mode(net), self.ready(), net.using(net.full()):
@@ -201,22 +199,22 @@ class PartialNet:
         return self._plans[key]
 
     def _make_plan(self, group: str | None, known: frozenset, wanted: frozenset, keep: frozenset) -> Plan:
-        leading = self._influence.leading[group] if group else ()
+        leading = self.influence.leading[group] if group else ()
         needed, reads, measured, stack = set(), set(), set(), list(wanted)
         while stack:
             i = stack.pop()
-            if group and i not in self._influence.changed[group]:
+            if group and i not in self.influence.changed[group]:
                 reads.add(i)
             elif i not in needed and (i not in known or i in measured):
                 needed.add(i)
                 if i in leading:
                     reads.add(i)
                 else:
-                    others = self._influence.shared.get(i, set())  # of a norm: the statistics of one are those of all
+                    others = self.influence.shared.get(i, set())  # of a norm: the statistics of one are those of all
                     measured |= others
-                    stack += [*self._influence.sources[i], *others]
+                    stack += [*self.influence.sources[i], *others]
         run = tuple(sorted(needed))
-        last = {j: i for i in run if i not in leading for j in self._influence.sources[i] if j in needed}
+        last = {j: i for i in run if i not in leading for j in self.influence.sources[i] if j in needed}
         dying: dict[int, tuple[int, ...]] = {}
         for j, i in last.items():
             if j not in wanted and j not in keep:
@@ -234,7 +232,7 @@ class PartialNet:
         """
         leaves = () if inputs is None else tree_leaves(as_inputs(inputs))
         given = dict(zip(self._placeholders, (leaf for leaf in leaves if isinstance(leaf, Tensor))))
-        leading = self._influence.leading[plan.group] if plan.group else ()
+        leading = self.influence.leading[plan.group] if plan.group else ()
         made: dict[int, object] = {}
 
         def value(j: int):
@@ -251,75 +249,12 @@ class PartialNet:
 
     def narrow(self, group: str, values: Mapping[int, object]) -> dict[int, object]:
         """Return those values that are still known when a group is narrowed for good, to the widths that are set."""
-        changed, leading = self._influence.changed[group], self._influence.leading[group]
+        changed, leading = self.influence.changed[group], self.influence.leading[group]
         return {
             i: self._leading_part(i, value) if i in leading else value
             for i, value in values.items()
             if i in leading or i not in changed
         }
-
-    def kept_of(self, group: str, keep: Iterable[int]) -> frozenset[int]:
-        """Return those of some operations whose values a candidate has for itself."""
-        return frozenset(keep) & self._influence.again(group)
-
-    def worth_keeping(self, images: int, room: float) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the operations whose values are to be kept from step to step, for every candidate and for the base.
-
-        Once a group is narrowed, candidates that lie before it go on from what its layers read, or from what the next ones
-        read. What saves most multiply-adds a byte besides what is kept already, were all groups as likely to be narrowed, is
-        kept next; what fits after that, for the base alone.
-
-        Args:
-            images: examples whose values are kept at the same time.
-            room: bytes.
-        """
-        influence, full = self._influence, tuple(width.full for width in self.net.widths)
-        groups = [width.name for width in self.net.widths if len(width.choices) > 1]
-        runs = Counter(i for name in groups for i in influence.again(name))
-        macs = {i: count * self._macs_of([i], full) for i, count in runs.items()}  # of all candidates
-
-        def held(keep: frozenset[int]) -> int:
-            return sum(self._bytes(self.kept_of(name, keep)) for name in groups) + self._bytes(keep)
-
-        def cost(keep: frozenset[int]) -> int:
-            """Return the multiply-adds of all candidates, summed over the groups that may have been narrowed."""
-            return sum(macs.get(i, 0) for name in groups for i in self._behind(name, keep))
-
-        options = {influence.frontiers[name] for name in groups} | {influence.origins[name] for name in groups}
-        keep, now, held_now = frozenset(), cost(frozenset()), 0
-        # What an option saves only falls while others are added: the best by its old value is the best if its new one stays.
-        queue = [(-math.inf, sorted(option), option) for option in options]
-        heapq.heapify(queue)
-        while queue:
-            _, order, option = heapq.heappop(queue)
-            more = keep | option
-            bytes_ = held(more)
-            if images * bytes_ > room:
-                continue
-            saved = now - cost(more)
-            value = -saved / (1 + bytes_ - held_now)
-            if queue and value > queue[0][0]:
-                heapq.heappush(queue, (value, order, option))
-            elif saved > 0:
-                keep, now, held_now = more, now - saved, bytes_
-        of_base = keep
-        of_candidates = held_now - self._bytes(keep)
-        for option in sorted(options, key=lambda option: (self._bytes(option), sorted(option))):
-            if images * (of_candidates + self._bytes(of_base | option)) <= room:
-                of_base |= option
-        return keep, of_base
-
-    def _behind(self, group: str, keep: frozenset[int]) -> set[int]:
-        """Return what lies between the kept values that hold when a group is narrowed and the output."""
-        influence = self._influence
-        behind: set[int] = set()
-        stack = [self.output]
-        while stack:
-            i = stack.pop()
-            if i not in behind and not (i in keep and (i in influence.leading[group] or i not in influence.changed[group])):
-                behind.add(i)
-                stack += influence.sources[i]
-        return behind
 
     def _leading_part(self, i: int, value: Tensor) -> Tensor:
         # Laid out as a whole run has it, so that kernels add up in the same order, to the same digits.
@@ -327,7 +262,7 @@ class PartialNet:
         # Maps of one pixel are contiguous in either way.
         is_last = last and value.stride(-1) != 1 and value.is_contiguous(memory_format=last)
         layout = last if is_last else torch.contiguous_format
-        return value.narrow(1, 0, self._influence.channels(i)).contiguous(memory_format=layout)
+        return value.narrow(1, 0, self.influence.channels(i)).contiguous(memory_format=layout)
 
     def _run(self, i: int, value):
         node = self._nodes[i]
@@ -340,10 +275,11 @@ class PartialNet:
 
     def macs(self, plan: Plan) -> int:
         """Return the multiply-adds of a plan for one example, at the widths that are set."""
-        leading = self._influence.leading[plan.group] if plan.group else ()
-        return self._macs_of((i for i in plan.run if i not in leading), tuple(w.value for w in self.net.widths))
+        leading = self.influence.leading[plan.group] if plan.group else ()
+        return self.macs_of((i for i in plan.run if i not in leading), tuple(w.value for w in self.net.widths))
 
-    def _macs_of(self, nodes: Iterable[int], widths: tuple[int, ...]) -> int:
+    def macs_of(self, nodes: Iterable[int], widths: tuple[int, ...]) -> int:
+        """Return the multiply-adds of operations for one example, at a width a group."""
         return sum(call.macs(widths) for i in nodes for call in self._calls[i])
 
 

@@ -1,0 +1,76 @@
+"""Which values are worth their memory from one step of a search to the next."""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from autoslim.search.influence import Influence
+from autoslim.search.partial import PartialNet
+
+
+def kept_of(influence: Influence, group: str, keep: Iterable[int]) -> frozenset[int]:
+    """Return those of some operations whose values a candidate has for itself, being others than the base's."""
+    return frozenset(keep) & influence.again(group)
+
+
+def worth_keeping(partial: PartialNet, images: int, room: float) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the operations whose values are to be kept from step to step, for every candidate and for the base.
+
+    Once a group is narrowed, candidates that lie before it go on from what its layers read, or from what the next ones read.
+    What saves most multiply-adds a byte besides what is kept already, were all groups as likely to be narrowed, is kept next;
+    what fits after that, for the base alone.
+
+    Args:
+        images: examples whose values are kept at the same time.
+        room: bytes.
+    """
+    influence, widths = partial.influence, partial.net.widths
+    full = tuple(width.full for width in widths)
+    groups = [width.name for width in widths if len(width.choices) > 1]
+    runs = Counter(i for name in groups for i in influence.again(name))
+    macs = {i: count * partial.macs_of([i], full) for i, count in runs.items()}  # of all candidates
+
+    def held(keep: frozenset[int]) -> int:
+        return sum(partial.bytes_of(kept_of(influence, name, keep)) for name in groups) + partial.bytes_of(keep)
+
+    def cost(keep: frozenset[int]) -> int:
+        """Return the multiply-adds of all candidates, summed over the groups that may have been narrowed."""
+        return sum(macs.get(i, 0) for name in groups for i in _behind(influence, name, keep, partial.output))
+
+    options = {influence.frontiers[name] for name in groups} | {influence.origins[name] for name in groups}
+    keep, now, held_now = frozenset(), cost(frozenset()), 0
+    # What an option saves falls as others are kept: one that stays best when it is reckoned again is the best.
+    queue = [(-math.inf, sorted(option), option) for option in options]
+    heapq.heapify(queue)
+    while queue:
+        _, order, option = heapq.heappop(queue)
+        more = keep | option
+        held_more = held(more)
+        if images * held_more > room:
+            continue
+        saved = now - cost(more)
+        value = -saved / (1 + held_more - held_now)
+        if queue and value > queue[0][0]:
+            heapq.heappush(queue, (value, order, option))
+        elif saved > 0:
+            keep, now, held_now = more, now - saved, held_more
+    of_base = keep
+    of_candidates = held_now - partial.bytes_of(keep)
+    for option in sorted(options, key=lambda option: (partial.bytes_of(option), sorted(option))):
+        if images * (of_candidates + partial.bytes_of(of_base | option)) <= room:
+            of_base |= option
+    return keep, of_base
+
+
+def _behind(influence: Influence, group: str, keep: frozenset[int], output: int) -> set[int]:
+    """Return what lies between those kept values that hold when a group is narrowed, and the output."""
+    holding = {i for i in keep if i in influence.leading[group] or i not in influence.changed[group]}
+    behind: set[int] = set()
+    stack = [output]
+    while stack:
+        i = stack.pop()
+        if i not in behind and i not in holding:
+            behind.add(i)
+            stack += influence.sources[i]
+    return behind
