@@ -6,7 +6,7 @@
 
 With a space, weights and images are drawn at random: that shows what is executed, and that decisions agree. A trained run
 brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
-search for its first N steps only: its multiply-adds are then counted along the path of the exact one, and its time is that
+search for its first N steps only: its multiply-adds are then counted along the path of the first effort, and its time is that
 of the N steps, times what is left to execute. Images a second are those of all candidates, however few of them were run.
 """
 
@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--score", choices=["error", "loss"], help="[that of a run's space, else loss]")
     parser.add_argument("--pick", default="drop")
     parser.add_argument("--memory-budget", type=float, default=4e9, metavar="BYTES")
+    parser.add_argument("--efforts", default="exact,fast", help="to compare with the straightforward search  [%(default)s]")
     parser.add_argument("--straightforward", type=int, metavar="N", help="steps of the straightforward search  [all]")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -53,24 +54,23 @@ def main():
     seen = sum(len(t) for _, t in images) + sum(len(x) for x, _ in calibration)
     print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
 
-    rows, paths = {}, {}
-    for name, effort in (("exact", "exact"), ("fast", "fast")):
+    rows, paths, along = {}, {}, None
+    for name in args.efforts.split(","):
         evaluator = PartialEvaluator(net, list(images), list(calibration), memory_budget=args.memory_budget)
-        trace, points, seconds = descend(net, evaluator, effort, options)
+        trace, points, seconds = descend(net, evaluator, name, options)
         losses = [fresh.score(p.config).loss for p in points] if fresh else []
         paths[name] = [(c.group, c.width) for c in trace.path_taken()]
         rows[name] = (seconds, evaluator.macs, len(trace.rows), losses)
-        if name == "exact":
-            exact = trace
+        along = along or trace
     count = args.straightforward
     whole = options if count is None else {**options, "steps": count}
     trace, _, seconds = descend(net, SupernetEvaluator(net, list(images), list(calibration)), "exact", whole)
-    part, total = executed(net, trace, seen), executed(net, exact, seen)
+    part, total = executed(net, trace, seen), executed(net, along, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
-    rows["straightforward"] = (seconds * total / part, total, evaluations(net, exact), rows["exact"][3])
+    rows["straightforward"] = (seconds * total / part, total, evaluations(net, along), [])
 
     base = rows["straightforward"]
-    print(f"steps: exact {len(paths['exact']) - 1}, fast {len(paths['fast']) - 1}")
+    print("steps:", ", ".join(f"{name} {len(path) - 1}" for name, path in paths.items()))
     print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'images/s':>9} {'same path':>14}  loss on fresh images")
     for name, (seconds, macs, count, losses) in sorted(rows.items(), key=lambda row: -row[1][1]):
         known = list(zip(paths[name], paths["straightforward"]))
