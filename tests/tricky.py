@@ -488,7 +488,6 @@ class Parametrized(Tricky):
 
 class BareNorms(Tricky):
     groups = {"a": (16, 1, ("a", "bare")), "b": (12, 1, ("b", "forgetful"))}
-    masked = False  # one norm has no statistics of its own
 
     def __init__(self):
         super().__init__()

@@ -31,6 +31,7 @@ class Influence:
         nodes: the operations of its graph, in order; they are known by their places in it.
 
     Attributes:
+        place: of an operation, by its node.
         sources: operations whose values each operation reads.
         shared: for an operation of a norm with statistics that runs more than once, all operations of that norm.
         changed: operations whose values a group changes, by its name.
@@ -42,8 +43,8 @@ class Influence:
     def __init__(self, net: Supernet, nodes: Sequence[fx.Node]):
         self._net = net
         self._nodes = nodes
-        self._place = {node: i for i, node in enumerate(nodes)}
-        self.sources = [[self._place[n] for n in node.all_input_nodes] for node in nodes]
+        self.place = {node: i for i, node in enumerate(nodes)}
+        self.sources = [[self.place[n] for n in node.all_input_nodes] for node in nodes]
         self.shared = {i: nodes for nodes in self._shared_norms() for i in nodes}
         self.changed: dict[str, set[int]] = {}
         self.leading: dict[str, set[int]] = {}
@@ -57,8 +58,12 @@ class Influence:
 
     def run_again(self, group: str, operations: Collection[int] = ()) -> None:
         """Take none of some operations, nor what reads their values, for the leading part of what it was."""
-        self.leading[group] = self._leading_of(group, operations)
+        self.leading[group] = self._find_leading(group, operations)
         self.frontiers[group] = self._read_by(self.again(group))
+
+    def leading_of(self, group: str | None) -> Collection[int]:
+        """Return the leading operations of a group; none for the base, which narrows nothing."""
+        return self.leading[group] if group else ()
 
     def again(self, group: str) -> set[int]:
         """Return the operations that have to be run again when a group is narrowed."""
@@ -105,7 +110,7 @@ class Influence:
             elif node.op == "get_attr":
                 path, _, name = node.target.rpartition(".")
                 buffer = self._net.model.get_submodule(path)._buffers.get(name)
-                norms = [self._place[user] for user in node.users if user.target is F.batch_norm]
+                norms = [self.place[user] for user in node.users if user.target is F.batch_norm]
                 if buffer is not None and norms:
                     users.setdefault(id(buffer), set()).update((i, *norms))
         sets: list[set[int]] = []
@@ -127,7 +132,7 @@ class Influence:
                     changed |= nodes
         return changed
 
-    def _leading_of(self, name: str, never: Collection[int]) -> set[int]:
+    def _find_leading(self, name: str, never: Collection[int]) -> set[int]:
         group = next(i for i, each in enumerate(self._net.groups) if each.name == name)
         touched, leading = self.changed[name], set()
         for i in sorted(touched - set(never)):

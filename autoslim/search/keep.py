@@ -24,6 +24,9 @@ def worth_keeping(partial: PartialNet, images: int, room: float) -> tuple[frozen
     Args:
         images: examples whose values are kept at the same time.
         room: bytes.
+
+    Returns:
+        those of candidates (each has its own of them: `kept_of`), and those of the base, which are no fewer.
     """
     influence, widths = partial.influence, partial.net.widths
     full = tuple(width.full for width in widths)

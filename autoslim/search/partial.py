@@ -1,4 +1,4 @@
-"""The graph of a supernet, and what of it has to be run again when one group is narrowed."""
+"""A supernet that is run in parts: of a configuration, what is not known already."""
 
 import contextlib
 import operator
@@ -70,11 +70,10 @@ class PartialNet:
         except Untraceable as error:
             raise NotPartial(str(error)) from error
         self._nodes = list(traced.graphs["eval"].nodes)
-        self._place = {node: i for i, node in enumerate(self._nodes)}
-        self._check_writes()
         self._placeholders = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
         self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
         self.influence = Influence(net, self._nodes)
+        self._check_writes()
         self._plans: dict[tuple, Plan] = {}
         inputs = as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
         self._run_again_what_differs(inputs)
@@ -85,10 +84,11 @@ class PartialNet:
         self._check(inputs)
 
     def _check_writes(self) -> None:
+        place = self.influence.place
         for i, node in enumerate(self._nodes):
             if _writes(node):
                 written = next(iter(node.all_input_nodes), None)
-                if written is None or written.op in ("placeholder", "get_attr") or any(self._place[u] > i for u in written.users):
+                if written is None or written.op in ("placeholder", "get_attr") or any(place[u] > i for u in written.users):
                     raise NotPartial(f"{node.name} writes into a value that is read again")
 
     def _sizes_of_values(self, examples: int) -> dict[int, dict[int, int]]:
@@ -199,7 +199,7 @@ class PartialNet:
         return self._plans[key]
 
     def _make_plan(self, group: str | None, known: frozenset, wanted: frozenset, keep: frozenset) -> Plan:
-        leading = self.influence.leading[group] if group else ()
+        leading = self.influence.leading_of(group)
         needed, reads, measured, stack = set(), set(), set(), list(wanted)
         while stack:
             i = stack.pop()
@@ -226,13 +226,13 @@ class PartialNet:
         """Return the values of the operations of a plan that are asked for or kept, at the widths that are set.
 
         Args:
-            known: values at this configuration.
+            known: values at this configuration, by operation; tensors are `[N, C, ...]`.
             base: values at the base, of `plan.reads`.
             inputs: of the network; for the base.
         """
         leaves = () if inputs is None else tree_leaves(as_inputs(inputs))
         given = dict(zip(self._placeholders, (leaf for leaf in leaves if isinstance(leaf, Tensor))))
-        leading = self.influence.leading[plan.group] if plan.group else ()
+        leading = self.influence.leading_of(plan.group)
         made: dict[int, object] = {}
 
         def value(j: int):
@@ -266,7 +266,7 @@ class PartialNet:
 
     def _run(self, i: int, value):
         node = self._nodes[i]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: value(self._place[source]))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: value(self.influence.place[source]))
         if node.op == "output":
             return args[0]
         if _writes(node):
@@ -275,7 +275,7 @@ class PartialNet:
 
     def macs(self, plan: Plan) -> int:
         """Return the multiply-adds of a plan for one example, at the widths that are set."""
-        leading = self.influence.leading[plan.group] if plan.group else ()
+        leading = self.influence.leading_of(plan.group)
         return self.macs_of((i for i in plan.run if i not in leading), tuple(w.value for w in self.net.widths))
 
     def macs_of(self, nodes: Iterable[int], widths: tuple[int, ...]) -> int:
