@@ -68,7 +68,7 @@ def _check_order(order: str, targets: Mapping) -> None:
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
-    help="What candidates are compared in; estimates are always in full precision.",
+    help="What candidates are compared in; estimates are always in fp32, which on a GPU includes TF32 where torch allows it.",
 )  # fmt: skip
 @click.option(
     "--memory-budget", metavar="BYTES", default="4G", show_default=True,

@@ -62,7 +62,8 @@ class PartialEvaluator(SupernetEvaluator):
         memory_budget: bytes that kept values may take. What does not fit is computed again; images to score come in smaller
             batches where they have to; where a calibration batch does not fit, it cannot be cut, and all are run whole for
             every candidate.
-        precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in full precision.
+        precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
+            includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
 
     Raises:

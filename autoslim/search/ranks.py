@@ -19,7 +19,8 @@ class Ranks:
         self.count = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
         if self.count > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo")  # what is shared is small, and on the CPU
+            # Of a candidate a few kilobytes are shared, that end up on the CPU; gloo also serves processes that share a GPU.
+            dist.init_process_group("gloo")
 
     def device(self, name: str) -> str:
         """Return the device of this process: of several GPUs its own, where none is named."""

@@ -1,0 +1,74 @@
+"""A search where the weights are: on the CPU, and on a GPU of a machine that has one."""
+
+import pytest
+import torch
+import tricky
+from tricky import randomized
+
+import autoslim
+from autoslim.search.engine import PartialEvaluator
+from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.slimmable.family import place
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
+kinds = pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat])
+
+
+def supernet(kind, device):
+    torch.manual_seed(0)
+    return place(autoslim.Supernet(randomized(kind()), torch.randn(1, 3, 8, 8), divisor=1, steps=4), device)
+
+
+def data(device, seed, *sizes):
+    generator = torch.Generator().manual_seed(seed)
+    batches = [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in sizes]
+    return [(x.to(device), target.to(device)) for x, target in batches]
+
+
+def search(evaluator, **options):
+    trace = autoslim.SearchTrace()
+    points = list(
+        autoslim.greedy_search(
+            evaluator.net, targets={"macs": ["60%"]}, score="loss", evaluator=evaluator, trace=trace, **options
+        )
+    )
+    return trace, points
+
+
+@devices
+@kinds
+def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind, device):
+    net = supernet(kind, device)
+    images, calibration = data(device, 1, 60, 30), data(device, 2, 16, 8)
+    (parts, points), (whole, expected) = (
+        search(evaluator(net, images, calibration), effort="exact") for evaluator in (PartialEvaluator, SupernetEvaluator)
+    )
+    assert [(c.group, c.width) for c in parts.path_taken()] == [(c.group, c.width) for c in whole.path_taken()]
+    assert [p.config.channels for p in points] == [p.config.channels for p in expected]
+    assert [c.loss for c in parts.path_taken()] == pytest.approx([c.loss for c in whole.path_taken()], rel=1e-3)
+
+
+@devices
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_candidates_compared_in_reduced_precision_are_scored_in_full(precision, device):
+    net = supernet(tricky.Residual, device)
+    images, calibration = data(device, 1, 60, 30), data(device, 2, 16, 8)
+    evaluator = PartialEvaluator(net, images, calibration, precision=precision)
+    _, (point,) = search(evaluator, effort="fast")
+    again = SupernetEvaluator(net, images, calibration).score(point.config)
+    assert (point.score.error, point.score.loss) == pytest.approx((again.error, again.loss), rel=1e-3)
+
+
+@devices
+def test_a_found_network_is_the_supernet_at_its_widths(device):
+    net = supernet(tricky.Residual, device)
+    images, calibration = data(device, 1, 60), data(device, 2, 16)
+    evaluator = PartialEvaluator(net, images, calibration)
+    _, (point,) = search(evaluator, effort="fast")
+    evaluator.score(point.config)
+    alone = autoslim.materialize(net, point.config).eval()
+    net.eval()
+    x = images[0][0]
+    with torch.no_grad():
+        torch.testing.assert_close(alone(x), net(x), rtol=1e-3, atol=1e-4)
