@@ -9,6 +9,7 @@ import sys
 import click
 
 from autoslim import __version__
+from autoslim.allocator import keep_freed_memory
 from autoslim.errors import AutoSlimError
 
 # Verb to its line in `autoslim --help`; the command of a verb is the function of that name in the module of that name.
@@ -65,6 +66,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the program: exit code 0, 1 for an error that one line explains, 2 for wrong usage."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    keep_freed_memory()
     try:
         cli.main(args=args, prog_name="autoslim", standalone_mode=False)
     except click.UsageError as error:
