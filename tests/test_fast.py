@@ -77,6 +77,14 @@ def test_all_are_asked_again_on_schedule_and_a_new_group_at_once():
     assert run(lazy, 3, known) == [["d"], ["b"]] and run(lazy, 4, known) == [["a", "b", "c", "d"]]
 
 
+def test_more_candidates_enter_together_where_mistakes_decide():
+    increases = {name: 0.1 * (i + 1) for i, name in enumerate("abcdefgh")}
+    for score, first in (("loss", 2), ("error", 6)):
+        lazy = Lazy(score)
+        run(lazy, 1, increases)
+        assert len(run(lazy, 2, increases)[0]) == first
+
+
 def test_an_exact_search_asks_for_all_the_one_that_an_earlier_step_speaks_for_first():
     everyone = Everyone("loss")
     known = {"a": 0.4, "b": 0.1, "c": 0.2}

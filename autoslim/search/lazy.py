@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from autoslim.search.contest import Step
 from autoslim.search.trace import Candidate
 
+# Candidates that enter a step together. Mistakes tell them apart less surely than losses do: more of them get another look.
+AT_ONCE = {"error": 6, "loss": 2}
+
 
 class Everyone:
     """Evaluate every candidate of every step; first the one that an earlier step speaks for, as a mark for the others.
@@ -41,13 +44,13 @@ class Lazy:
     Args:
         score: "error" or "loss".
         refresh: steps between evaluations of all candidates.
-        at_once: candidates that enter together.
+        at_once: candidates that enter together, in place of `AT_ONCE`.
     """
 
-    def __init__(self, score: str, *, refresh: int = 10, at_once: int = 2):
+    def __init__(self, score: str, *, refresh: int = 10, at_once: int | None = None):
         self._score = score
         self._refresh = refresh
-        self._at_once = at_once
+        self._at_once = at_once or AT_ONCE[score]
         self._costs: dict[str, float] = {}
 
     def run(self, number: int, step: Step, contest) -> None:
