@@ -77,6 +77,13 @@ def test_all_are_asked_again_on_schedule_and_a_new_group_at_once():
     assert run(lazy, 3, known) == [["d"], ["b"]] and run(lazy, 4, known) == [["a", "b", "c", "d"]]
 
 
+def test_losses_that_are_no_numbers_keep_no_other_candidate_out():
+    increases = {"a": 0.2, "b": float("nan"), "c": 0.3, "d": float("nan"), "e": 0.1, "f": float("nan")}
+    lazy = Lazy("loss", at_once=1)
+    run(lazy, 1, increases)
+    assert run(lazy, 2, increases) == [["e"]]
+
+
 def test_more_candidates_enter_together_where_mistakes_decide():
     increases = {name: 0.1 * (i + 1) for i, name in enumerate("abcdefgh")}
     for score, first in (("loss", 2), ("error", 6)):

@@ -471,6 +471,25 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
         # By the fake clock, what was predicted is what is measured on the materialised network.
         assert about["costs"]["latency"] == pytest.approx(about["latency"]["latency"]["median_ms"], rel=1e-3)
         assert about["latency"]["holds"] and about["latency"]["latency"]["median_ms"] <= about["target"]["latency"]
+        assert about["terms"] | {"batch": 4, "threads": 1, "backend": "torch"} == about["terms"]
     assert {count for count, _ in measured} == {4}
     message = refused(capsys, "search", run_folder, "--latency-target", "1us", "--latency-table", path, "--out", tmp_path / "no")
     assert "latency target 1us is below the narrowest" in message and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (["--latency-target", "12M"], "latency target '12M' is"),
+        (["--latency-target", "5ms", "--latency-device", "nonsense"], "device 'nonsense' is not available here"),
+        (["--latency-target", "5ms", "--flops-target", "1k"], "flops target 1k is below the narrowest"),
+        (["--latency-target", "5ms", "--latency-target", "4ms", *["--flops-target", "60%"] * 3], "cannot be paired"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch, options, rule):
+    run_folder = tmp_path / "run"
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", run_folder, "--device", "cpu") == 0
+    monkeypatch.setattr(latency, "measure", None)
+    before = sorted(run_folder.iterdir())
+    assert rule in refused(capsys, "search", run_folder, "--device", "cpu", *options)
+    assert sorted(run_folder.iterdir()) == before

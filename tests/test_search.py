@@ -9,6 +9,8 @@ from scores import Table
 from tricky import randomized
 
 import autoslim
+from autoslim.cost.budgets import Target
+from autoslim.search.progress import Progress
 
 
 def data(count, seed):
@@ -282,3 +284,15 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(autoslim.AutoSlimError, match="line 4"):
         autoslim.SearchTrace(path)
+
+
+def test_the_time_left_is_reckoned_from_where_a_search_went_on(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("autoslim.search.progress.time.monotonic", lambda: now[0])
+    with Progress({"macs": 100.0}, [Target({"macs": 50.0}, "50")], shown=False) as shown:
+        told = []
+        monkeypatch.setattr(shown._bar, "set_postfix_str", told.append)
+        shown.update({"macs": 75.0}, "recorded", recorded=True)
+        now[0] = 6.0
+        shown.update({"macs": 70.0}, "one step")
+    assert told == ["recorded", "one step, 50 in 00:24"]

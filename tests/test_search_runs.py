@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from brute_force import brute_force
+from fvcore.nn import FlopCountAnalysis
 
 import autoslim
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
 from autoslim.cost.memory import peak_memory_bytes
-from cli import run
+from cli import refused, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,6 +124,18 @@ def test_two_processes_write_what_one_writes(supernet, whole, effort, tmp_path):
     assert contents(tmp_path / "out") == whole[effort]
 
 
+def test_a_trace_is_not_gone_on_with_for_budgets_that_decide_otherwise(supernet, tmp_path, capsys):
+    base = ("search", supernet, "--device", "cpu", "--pick", "drop-per-saving", "--out", tmp_path)
+    assert run(*base, "--flops-target", "70%") == 0
+    before = contents(tmp_path)
+    for other in (["--memory-target", "75%", "--batch", 64], ["--flops-target", "60%", "--params-target", "80%"]):
+        assert "holds another run (search.budgets" in refused(capsys, *base, *other)
+        assert contents(tmp_path) == before
+    assert run(*base, "--flops-target", "50%") == 0
+    trace = (tmp_path / "trace.csv").read_bytes()
+    assert trace.startswith(before["trace.csv"]) and len(trace) > len(before["trace.csv"])
+
+
 def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):
     budgets = (
         "--params-target",
@@ -145,7 +158,8 @@ def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):
     plain = autoslim.materialize(full, config)
     params = sum(p.numel() for p in plain.parameters())
     memory = peak_memory_bytes(plain, torch.zeros(2, *config.input_shape))
-    assert costs == {"macs": costs["macs"], "params": params, "size": 2 * params, "memory": memory}
+    layers = FlopCountAnalysis(plain.eval(), torch.zeros(1, *config.input_shape)).by_operator()
+    assert costs == {"macs": layers["conv"] + layers["linear"], "params": params, "size": 2 * params, "memory": memory}
     assert set(target) == set(costs) and all(costs[kind] <= amount for kind, amount in target.items())
     assert config.provenance["terms"] == {"size_precision": "fp16", "batch": 2}
 

@@ -7,7 +7,8 @@ import click
 import torch
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.cost.budgets import Budgets, Target
+from autoslim.commands.runs import choose_device
+from autoslim.cost.budgets import Budgets, Target, check_budgets
 from autoslim.cost.latency import Remeasured, Setup, remeasure
 from autoslim.cost.latency_table import LatencyTable, open_table, read_setup
 from autoslim.factories import load_rules
@@ -30,6 +31,11 @@ class RunBudgets(Budgets):
         self.terms |= {"batch": batch} if {"memory", "latency"} & set(kinds) else {}
         if table:
             self.terms |= {"device": table.setup.device_name, "threads": table.setup.threads, "backend": table.setup.backend}
+
+    def decide_by(self, targets: list[Target]) -> dict:
+        """Return what the decisions of a descent depend on: the kinds and their terms, and of several kinds the amounts."""
+        kinds = list(targets[0].amounts)
+        return {"kinds": kinds, **self.terms, **({"amounts": [target.to_json() for target in targets]} if len(kinds) > 1 else {})}
 
     def remeasure(self, config: ChannelConfig, target: Target) -> Remeasured | None:
         """Measure a found network end to end, where its latency has a target."""
@@ -55,9 +61,15 @@ def open_budgets(
     """
     table = None
     if "latency" in targets:
-        setup = Setup(device=latency_device, batch=batch, threads=threads)
         if latency_table:
             setup = read_setup(latency_table)
+            batch = setup.batch
+        else:
+            setup = Setup(device=latency_device, batch=batch, threads=threads)
+        choose_device(setup.device)
+        # What cannot be read, paired or reached is said before hours of measuring; of latencies only a table can tell.
+        untimed = Budgets(net, [kind for kind in targets if kind != "latency"], precision=size_precision, batch=batch)
+        check_budgets(targets, {**untimed.full, "latency": 1e12}, {**untimed.narrowest, "latency": 0.0})
         path = latency_table or run / f"latency-{latency_device.replace(':', '')}-batch{batch}-threads{threads}.json"
         example = torch.zeros(1, *space.input_shape)
         for turn in (first, not first):

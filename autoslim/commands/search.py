@@ -166,6 +166,7 @@ def search_run(
         rules |= {"effort": effort, "precision": precision}
         # Where 256 images do not fit, a fast search decides on smaller samples.
         rules |= {"memory_budget": budget} if effort == "fast" else {}
+        rules["budgets"] = budgets.decide_by(wanted)
     elif order != "uniform":
         rules["evaluations"] = evaluations
     out = out or run / ("search" if order == "greedy" else f"search-{order}")
@@ -213,6 +214,7 @@ def search_run(
                     each = replace(each, provenance={**each.provenance, "latency": remeasured.to_json()})
                     notes.append(_remeasured(path, prefix, remeasured))
                 each.save(path)
+            ranks.wait()  # nothing else runs while a network is timed
             found.append((path, each))
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]

@@ -108,6 +108,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
         evaluator.forget()
     with Progress(budgets.full, targets, shown=progress) as shown:
         known = trace.step(0)
+        recorded = bool(known)
         if not known:
             scored = evaluator.score(full)
             known = [_candidate(0, "", 0, budgets.full["macs"], Judged(scored, scored))]
@@ -115,7 +116,11 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
         current = known[-1]
         while True:
             costs = budgets.costs(widths)
-            shown.update(costs, f"step {current.step}, {current.macs / 1e6:.3g}M MACs, {score} {getattr(current, score):.4f}")
+            shown.update(
+                costs,
+                f"step {current.step}, {current.macs / 1e6:.3g}M MACs, {score} {getattr(current, score):.4f}",
+                recorded=recorded,
+            )
             while remaining and remaining[0].met(costs):
                 yield _point(net, budgets, evaluator, remaining.pop(0), widths, current, effort)
             if not remaining:
@@ -123,7 +128,8 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
             number = current.step + 1
             step = _step(net, budgets, widths, costs, current, remaining[0], score, pick)
             candidates = trace.step(number)
-            if candidates:
+            recorded = bool(candidates)
+            if recorded:
                 _check_recorded(candidates, step, effort)
             else:
                 contest = evaluator.contest(step, effort) if hasattr(evaluator, "contest") else WholeContest(evaluator, step)
@@ -167,6 +173,7 @@ def _check_recorded(candidates: list[Candidate], step: Step, effort: str) -> Non
     *_, picked = candidates
     legal = {name: (config.widths[name], step.macs[name]) for name, config in step.candidates.items()}
     known = all(legal.get(each.group) == (each.width, each.macs) for each in candidates)
+    known &= effort != "exact" or len(candidates) == len(legal)  # all of them are judged
     # Who left early was judged on other images.
     values = {c.group: step.value(c.group, c.increase(step.score)) for c in candidates if known and c.images == picked.images}
     if not known or (effort == "exact" and step.best(values) != picked.group):

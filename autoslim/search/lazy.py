@@ -22,7 +22,7 @@ class Everyone:
 
     def run(self, number: int, step: Step, contest) -> None:
         """Let the candidates of a step enter its contest."""
-        known = {name: self._costs[name] / step.savings[name] for name in step.candidates if name in self._costs}
+        known = {name: step.value(name, self._costs[name]) for name in step.candidates if name in self._costs}
         first = [min(known, key=known.get)] if known else []
         for names in (first, [name for name in step.candidates if name not in first]):
             if names:
@@ -57,7 +57,7 @@ class Lazy:
         """Let candidates of a step, counted from 1, enter its contest."""
         everyone = (number - 1) % self._refresh == 0
         unknown = [name for name in step.candidates if everyone or name not in self._costs]
-        predicted = {name: self._costs[name] / step.savings[name] for name in step.candidates if name not in unknown}
+        predicted = {name: step.value(name, self._costs[name]) for name in step.candidates if name not in unknown}
         order = sorted(predicted, key=predicted.get)
         while unknown or order:
             names = unknown or [

@@ -21,7 +21,10 @@ class Progress:
         self._full = full
         self._targets = list(targets)
         self._bar = tqdm(total=100, desc="searching", disable=not shown, bar_format="{desc}: {n:.0f}%|{bar}| {elapsed}{postfix}")
-        self._started = time.monotonic()
+        self._begin(full)
+
+    def _begin(self, costs: Mapping[str, float]) -> None:
+        self._started, self._origin = time.monotonic(), costs
 
     def __enter__(self) -> "Progress":
         return self
@@ -29,14 +32,16 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def update(self, costs: Mapping[str, float], text: str) -> None:
-        """Show how far a configuration with these costs is."""
+    def update(self, costs: Mapping[str, float], text: str, *, recorded: bool = False) -> None:
+        """Show how far a configuration with these costs is; the time left is reckoned from the last one that was recorded."""
+        if recorded:
+            self._begin(costs)
         elapsed = time.monotonic() - self._started
         left = []
         for target in self._targets:
-            done = self._way(target, costs)
-            if 0 < done < 1:
-                left.append(f"{target.label} in {tqdm.format_interval(elapsed * (1 - done) / done)}")
+            done, before = self._way(target, costs), self._way(target, self._origin)
+            if before < done < 1:
+                left.append(f"{target.label} in {tqdm.format_interval(elapsed * (1 - done) / (done - before))}")
         self._bar.update(100 * self._way(self._targets[-1], costs) - self._bar.n)
         self._bar.set_postfix_str(", ".join([text, *left]))
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,8 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", 0))
         if self.count > 1 and not dist.is_initialized():
             # Of a candidate a few kilobytes are shared, that end up on the CPU; gloo also serves processes that share a GPU.
-            dist.init_process_group("gloo")
+            # The first one may measure latencies for hours before the others go on.
+            dist.init_process_group("gloo", timeout=timedelta(days=7))
 
     def device(self, name: str) -> str:
         """Return the device of this process: of several GPUs its own, where none is named."""
