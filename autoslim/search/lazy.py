@@ -6,7 +6,7 @@ from autoslim.search.contest import Step
 from autoslim.search.trace import Candidate
 
 # Candidates that enter a step together. Mistakes tell them apart less surely than losses do: more of them get another look.
-AT_ONCE = {"error": 6, "loss": 2}
+AT_ONCE = {"error": 4, "loss": 2}
 
 
 class Everyone:
