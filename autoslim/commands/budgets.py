@@ -63,14 +63,14 @@ def open_budgets(
     if "latency" in targets:
         if latency_table:
             setup = read_setup(latency_table)
+            choose_device(setup.device)
             batch = setup.batch
         else:
-            setup = Setup(device=latency_device, batch=batch, threads=threads)
-        choose_device(setup.device)
-        # What cannot be read, paired or reached is said before hours of measuring; of latencies only a table can tell.
+            setup = Setup(device=str(choose_device(latency_device)), batch=batch, threads=threads)
+        # What cannot be read, paired or reached is said before hours of measuring; which ms can be, only a table tells.
         untimed = Budgets(net, [kind for kind in targets if kind != "latency"], precision=size_precision, batch=batch)
         check_budgets(targets, {**untimed.full, "latency": 1e12}, {**untimed.narrowest, "latency": 0.0})
-        path = latency_table or run / f"latency-{latency_device.replace(':', '')}-batch{batch}-threads{threads}.json"
+        path = latency_table or run / f"latency-{setup.device.replace(':', '')}-batch{batch}-threads{threads}.json"
         example = torch.zeros(1, *space.input_shape)
         for turn in (first, not first):
             if turn:
