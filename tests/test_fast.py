@@ -120,7 +120,7 @@ class Scripted:
         self.entries = {name: self.Entry(row, size) for name, row in rows.items()}
         self.base = self.entries.pop("")
         self.images = rows[""].shape[1]
-        self.batches = [(None, torch.zeros(size))] * (self.images // size)
+        self.sizes = [size] * (self.images // size)
         self.ranks = SimpleNamespace(count=ranks)
         self.looked = dict.fromkeys(self.entries, 0)
 

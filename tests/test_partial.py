@@ -323,9 +323,8 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     monkeypatch.setattr(engine, "worth_keeping", lambda _, images, room: counted.append(images) or (frozenset(),) * 2)
     parts.ranks.count = ranks
     parts._arrange(net.full(), effort)
-    last = len(parts.batches) if effort == "exact" else batches_with(520, parts.batches)
-    sizes = [len(target) for _, target in parts.batches[:last]]
-    calibration = [len(x) for x, _ in parts._used]
+    last = len(parts.sizes) if effort == "exact" else batches_with(520, parts.sizes)
+    sizes, calibration = parts.sizes[:last], parts._used.sizes
     assert counted[0] >= max(sum(sizes[r::ranks]) for r in range(ranks)) + max(sum(calibration[r::ranks]) for r in range(ranks))
     assert counted[0] <= max(sum(sizes[r::ranks]) for r in range(ranks)) + sum(calibration)
 

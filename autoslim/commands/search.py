@@ -164,7 +164,7 @@ def search_run(
     rules["order"] = order
     if order == "greedy":
         rules |= {"effort": effort, "precision": precision}
-        # Where 256 images do not fit, a fast search decides on smaller samples.
+        # Where a batch does not fit, a fast search calibrates on smaller ones, and may decide otherwise.
         rules |= {"memory_budget": budget} if effort == "fast" else {}
         rules["budgets"] = budgets.decide_by(wanted)
     elif order != "uniform":

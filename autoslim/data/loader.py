@@ -112,16 +112,34 @@ class Loader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return self._batches(epoch)
 
+    @property
+    def plain(self) -> bool:
+        """Whether every pass gives the same images, in the order in which they are stored."""
+        return self.crop == "none" and not self.flip and not self.shuffle
+
+    def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of a plain loader as bytes, for `prepare`: uint8 [B, H, W, C] and int64 [B], on the device."""
+        for pixels, labels in self._read(torch.arange(len(self.images))):
+            yield augment.centre_crop(pixels, self.size), labels
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Turn bytes [B, H, W, C] into what the loader gives: normalised float32 [B, C, H, W]."""
+        scale, shift = self._scale.to(pixels.device), self._shift.to(pixels.device)
+        return _laid_out(augment.normalise(pixels, scale, shift))
+
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = seeded_generator(self.seed, epoch)
         count = len(self.images)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        for pixels, labels in self._read(order):
+            yield _laid_out(self._augment(pixels, generator)), labels
+
+    def _read(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield uint8 [B, H, W, C] and labels on the device."""
         parts = order.split(self.batch_size)[: len(self)]
         for indices, pixels in zip(parts, self._fetched(parts), strict=True):
             labels = self.images.labels[indices].to(self.device)
-            x = self._augment(to_device(pixels, self.device).permute(0, 2, 3, 1), generator).permute(0, 3, 1, 2)
-            # On CPUs, channels-last convolutions whose channels are no multiple of 8 overwrite memory (seen with torch 2.15).
-            yield x.clone(memory_format=torch.contiguous_format) if x.device.type == "cpu" else x, labels
+            yield to_device(pixels, self.device).permute(0, 2, 3, 1), labels
 
     def _fetched(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the pixels of each part; those on disk are decoded while the part before is in use."""
@@ -153,6 +171,13 @@ class Loader:
                 still = torch.zeros(batch, dtype=torch.int64)
                 pixels = augment.cut_windows(pixels, still, still, flips, self.size, 0, self._fill)
         return augment.normalise(pixels, self._scale, self._shift)
+
+
+def _laid_out(floats: Tensor) -> Tensor:
+    """Return [B, H, W, C] as [B, C, H, W], in the memory layout that a device takes best."""
+    x = floats.permute(0, 3, 1, 2)
+    # On CPUs, channels-last convolutions whose channels are no multiple of 8 overwrite memory (seen with torch 2.15).
+    return x.clone(memory_format=torch.contiguous_format) if x.device.type == "cpu" else x
 
 
 def seeded_generator(seed: int, epoch: int) -> Generator:

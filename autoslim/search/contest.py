@@ -1,10 +1,10 @@
 """One step of a search: which of the candidates that enter is best, and how sure that is."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from autoslim.channels.config import ChannelConfig
@@ -117,7 +117,7 @@ class _PartsContest:
         self._entered |= self._evaluator.calibrated({name: self._step.candidates[name] for name in names})
         running, done = self._starters(names), 0
         while done < self._last and not self._over(running, done):
-            together = range(done, min(done + self._evaluator.ranks.count, self._last))
+            together = range(done, min(max(self._next(done), done + self._evaluator.ranks.count), self._last))
             self._evaluator.look({name: self._entered[name] for name in running}, together)
             for done in range(together.start + 1, together.stop + 1):
                 self._batches |= {name: max(done, self._batches.get(name, 0)) for name in running}
@@ -156,7 +156,10 @@ class ExactContest(_PartsContest):
 
     @property
     def _last(self) -> int:
-        return len(self._evaluator.batches)
+        return len(self._evaluator.sizes)
+
+    def _next(self, done) -> int:
+        return done + 1
 
     def _starters(self, names):
         return list(names)
@@ -190,22 +193,34 @@ class Race(_PartsContest):
     """Finds a candidate that is best as far as chance can be told: who is worse than the best by `z` standard errors is out.
 
     Differences are taken image by image, as what a candidate costs more than the base divided by what it saves.
+
+    Args:
+        least, most: images that the first and the last decision are taken on.
+        every: images from one decision to the next.
     """
 
-    def __init__(self, evaluator, step: Step, *, z: float, least: int, most: int):
+    def __init__(self, evaluator, step: Step, *, z: float, least: int, most: int, every: int = 1):
         super().__init__(evaluator, step)
         self._z = z
-        self._first = batches_with(least, evaluator.batches)
-        self._last = batches_with(most, evaluator.batches)
+        self._last = batches_with(most, evaluator.sizes)
+        self._decisions: list[int] = []  # after how many batches
+        wanted = least
+        for batches, images in enumerate(accumulate(evaluator.sizes[: self._last]), 1):
+            if images >= wanted or batches == self._last:
+                self._decisions.append(batches)
+                wanted = images + every
+
+    def _next(self, done) -> int:
+        return next(batches for batches in self._decisions if batches > done)
 
     def _starters(self, names):
         return [*([self.best] if self.best else []), *names]
 
     def _over(self, running, done) -> bool:
-        return len(running) < 2 and done >= min(self._first, self._last)
+        return len(running) < 2 and done >= self._decisions[0]
 
     def _going_on(self, running, done):
-        if done < self._first:
+        if done not in self._decisions:
             return running
         best = self._leader(running, done)
         return [name for name in running if not self._behind(name, best, done) > self._z]
@@ -233,10 +248,9 @@ class Race(_PartsContest):
         return round(min(values), 4) if values else None
 
 
-def batches_with(images: int, batches) -> int:
+def batches_with(images: int, sizes: Sequence[int]) -> int:
     """Return how many leading batches hold a number of images; all of them where they hold fewer."""
-    sizes = torch.tensor([len(target) for _, target in batches]).cumsum(0)
-    return min(len(sizes), int((sizes < images).sum()) + 1)
+    return min(len(sizes), sum(held < images for held in accumulate(sizes)) + 1)
 
 
 def _increase(score: Score, base: Score, which: str) -> float:

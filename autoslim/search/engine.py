@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
@@ -18,6 +17,7 @@ from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.keep import kept_of, worth_keeping
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.ranks import Ranks
+from autoslim.search.samples import images_of
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
@@ -25,8 +25,12 @@ from autoslim.training.steps import logits_of
 
 log = logging.getLogger("autoslim")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# How a fast search samples: standard errors, images of the first and the last decision, images that calibrate a candidate.
-RACE = {"z": 2.0, "least": 512, "most": 1024, "calibration": 256}
+# How a fast search samples: standard errors, images of the first and the last decision and between two of them, images that
+# calibrate a candidate.
+RACE = {"z": 2.0, "least": 512, "most": 1024, "every": 256, "calibration": 256}
+# Images of a batch. Small ones share the work of few images among processes, and let an exact search stop sooner; GPUs would
+# be idle with them.
+BATCH = {"cpu": 64, "cuda": 256}
 
 
 class Judgement:
@@ -74,8 +78,6 @@ class PartialEvaluator(SupernetEvaluator):
         images: images to score.
     """
 
-    batch = 256  # images between two decisions
-
     def __init__(self, net, images, calibration, *, calibration_images: int = 1024, rules: Mapping | None = None,
                  memory_budget: float = 4e9, precision: str = "fp32", race: Mapping | None = None):  # fmt: skip
         super().__init__(net, images, calibration, calibration_images=calibration_images)
@@ -83,24 +85,22 @@ class PartialEvaluator(SupernetEvaluator):
             raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(PRECISIONS)}")
         if unknown := set(race or ()) - set(RACE):
             raise ConfigError(f"race has {', '.join(map(repr, sorted(unknown)))}; it takes {', '.join(RACE)}")
-        if len({target.shape[1:] for _, target in self._images}) > 1:
+        if len({shapes[-1] for shapes in self._images.shapes()}) > 1:
             raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
-        self._partial = PartialNet(net, _part(self._images[0][0], 0, 2), rules)
+        self._partial = PartialNet(net, self._images.cut(2)[0][0], rules)
         # A quarter for a batch that is at work, the rest for what is kept from step to step.
         self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
         self._room = memory_budget * 3 / 4
         # A batch norm that keeps no statistics makes an image's score depend on the others of its batch.
         with eval_mode(net):
             self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))
-        self._size = min(self.batch, self._most)
+        self._size = min(BATCH[next(net.parameters()).device.type], self._most)
         if self._alone:
-            self._images = [(_part(x, i, i + self._size), target[i : i + self._size])
-                            for x, target in self._images for i in range(0, len(target), self._size)]  # fmt: skip
+            self._images = self._images.cut(self._size)
         self.precision, self._cast = precision, PRECISIONS[precision]
         self._race = {**RACE, **(race or {})}
         self._order: str | None = None
-        self._given: Tensor | None = None  # where the images as they were given are now
         self._full: Judgement | None = None
         self.base: Judgement | None = None
         # What is known of the base (None) and of candidates: by name, what for, and batch; values by operation.
@@ -109,12 +109,12 @@ class PartialEvaluator(SupernetEvaluator):
         self._keep: dict[str | None, frozenset[int]] = {}
         self._whole = self._partial.plan(None)
         self.macs = 0
-        self.images = sum(len(target) for _, target in self._images)
+        self.images = self._images.images
 
     @property
-    def batches(self) -> list:
-        """Batches to score, in the order in which candidates see them."""
-        return self._images
+    def sizes(self) -> list[int]:
+        """Images of every batch to score, in the order in which candidates see them."""
+        return self._images.sizes
 
     # Whole configurations ---------------------------------------------------------------------------------------------
 
@@ -124,9 +124,8 @@ class PartialEvaluator(SupernetEvaluator):
         judged = self._judge(config)
         if config.widths == self.net.full().widths:
             self._full = judged
-        values = judged.values(len(self._images))
         # Summed in the order in which the images were given, whatever it is now: the same digits at any time.
-        error, loss = (values if self._given is None else values[:, self._given]).mean(dim=1).tolist()
+        error, loss = self._images.as_given(judged.values(len(self._images))).mean(dim=1).tolist()
         return Score(error, loss, self.images)
 
     def _judge(self, config: ChannelConfig) -> Judgement:
@@ -150,7 +149,7 @@ class PartialEvaluator(SupernetEvaluator):
         return self.ranks.own(range(len(batches))) or [0]
 
     def _run_whole(self, x) -> Tensor:
-        self.macs += _count(x) * self._partial.macs(self._whole)
+        self.macs += images_of(x) * self._partial.macs(self._whole)
         return logits_of(self.net(*as_inputs(x)))
 
     # Steps ------------------------------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ class PartialEvaluator(SupernetEvaluator):
             self._start(step.base)
         if effort == "exact":
             return ExactContest(self, step)
-        return Race(self, step, **{key: self._race[key] for key in ("z", "least", "most")})
+        return Race(self, step, **{key: self._race[key] for key in ("z", "least", "most", "every")})
 
     @torch.inference_mode()
     def _arrange(self, full: ChannelConfig, effort: str) -> None:
@@ -185,27 +184,23 @@ class PartialEvaluator(SupernetEvaluator):
         self._order, self.base = effort, None
         self._drop_values()
         self._sort_images(full, effort)
-        self._used = self._calibration if effort == "exact" else list(self._leading(self._race["calibration"]))
+        self._used = self._calibration if effort == "exact" else self._calibration.cut(self._size, most=self._race["calibration"])
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
-        self._fits = all(_count(x) <= self._most for x, _ in (*self._used, *self._images))
+        self._fits = max(*self._used.sizes, *self._images.sizes) <= self._most
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
 
     def _sort_images(self, full: ChannelConfig, effort: str) -> None:
         """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
-        shapes = {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._images}
-        if not self._alone or len(shapes) > 1:
+        if not self._alone or len(self._images.shapes()) > 1:
             return
         if effort == "exact":
             if self._full is None or self._full.config.widths != full.widths:
                 self._full = self._judge(full)
-            order = self._full.values(len(self._images))[1].argsort(descending=True, stable=True)
+            losses = self._images.as_given(self._full.values(len(self._images))[1])
+            order = losses.argsort(descending=True, stable=True)
         else:
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-        self._given = order.argsort() if self._given is None else order.argsort()[self._given]
-        x, target = tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._images)
-        order = order.to(target.device)
-        rows = order.split(self._size)
-        self._images = [(tree_map(lambda t: t[r] if isinstance(t, Tensor) else t, x), target[r]) for r in rows]  # noqa: B023
+        self._images = self._images.arranged(order, self._size)
         self._full = None
 
     def _choose_what_to_keep(self, images: int) -> None:
@@ -214,20 +209,12 @@ class PartialEvaluator(SupernetEvaluator):
         def own(batches: Sequence[int]) -> int:
             return max(sum(batches[rank :: self.ranks.count]) for rank in range(self.ranks.count))
 
-        scored = [_count(x) for x, _ in self._images[: batches_with(images, self._images)]]
-        calibration = [_count(x) for x, _ in self._used]
+        scored = self.sizes[: batches_with(images, self.sizes)]
+        calibration = self._used.sizes
         keep, of_base = worth_keeping(self._partial, own(scored) + max(own(calibration), calibration[0]), self._room)
         self._keep = {None: of_base} | {
             group.name: kept_of(self._partial.influence, group.name, keep) for group in self.net.groups
         }
-
-    def _leading(self, images: int) -> Iterator:
-        for x, target in self._calibration:
-            if images <= 0:
-                return
-            for start in range(0, min(images, _count(x)), self._size):
-                yield _part(x, start, min(images, start + self._size)), target
-            images -= _count(x)
 
     @torch.inference_mode()
     def _start(self, config: ChannelConfig) -> None:
@@ -322,7 +309,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output: bool = False) -> dict | None:
         """Return what candidates read of the base on a batch, and its output; None where a batch is too much to keep."""
-        if _count(x) > self._most or (what == "calibrate" and not self._fits):
+        if images_of(x) > self._most or (what == "calibrate" and not self._fits):
             return None
         wanted = {self._partial.output} if output else set()
         for name in candidates:
@@ -339,7 +326,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping | None = None) -> dict:
         known = self._values.get((plan.group, what, i), {})
-        self.macs += _count(x) * self._partial.macs(plan)
+        self.macs += images_of(x) * self._partial.macs(plan)
         made = self._partial.run(plan, known=known, base=base, inputs=x)
         keep = self._keep[plan.group]
         self._values[plan.group, what, i] = {j: value for j, value in (known | made).items() if j in keep}
@@ -368,11 +355,3 @@ def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEva
     except NotPartial as error:
         log.info("every candidate is run whole: %s", error)
         return whole
-
-
-def _part(x, start: int, end: int):
-    return tree_map(lambda t: t[start:end] if isinstance(t, Tensor) else t, x)
-
-
-def _count(x) -> int:
-    return next(len(t) for t in tree_leaves(x) if isinstance(t, Tensor))

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs, to_device
 from autoslim.errors import DataError
+from autoslim.search.samples import Samples
 from autoslim.slimmable.calibrate import calibrate
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
@@ -77,17 +77,10 @@ class SupernetEvaluator:
         device = next(net.parameters()).device
         self.net = net
         # Kept, so that every candidate is judged on the very same images.
-        self._images = [(to_device(x, device), target.to(device)) for x, target in images]
-        self._calibration = []
-        for batch in calibration:
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            # As (inputs, target), so that a list of inputs is not taken for such a pair.
-            self._calibration.append((to_device(x, device), None))
-            calibration_images -= next(t.shape[0] for t in tree_leaves(x) if isinstance(t, torch.Tensor))
-            if calibration_images <= 0:
-                break
+        self._images = Samples.of(images, device)
+        self._calibration = Samples.of(calibration, device, least=calibration_images)
         for batches, what in ((self._images, "score"), (self._calibration, "calibrate batch norm with")):
-            if not batches:
+            if not len(batches):
                 raise DataError(f"there are 0 images to {what}; pass at least one batch")
 
     def score(self, config: ChannelConfig) -> Score:
