@@ -197,6 +197,19 @@ def test_who_is_worse_than_chance_explains_leaves_the_race():
     assert contest.best == "best" and evaluator.looked == {"best": 10, "close": 0, "worse": 10}
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_race_is_decided_every_so_many_images(ranks):
+    base = torch.ones(400).double()
+    # Up and down by chance for 200 images, then always worse: sure at z 2 from 240 images on.
+    worse = torch.where(torch.arange(400) < 200, torch.arange(400).remainder(2) * 2.0 - 1, 1.0)
+    for every, batches in ((1, 24), (10, 24), (80, 26), (150, 25), (300, 40), (500, 40)):
+        contest, evaluator = contest_of(Race, {"": base, "a": base, "b": base + worse}, ranks=ranks, z=2.0, least=100, most=400,
+                                        every=every)  # fmt: skip
+        contest.enter(["a", "b"])
+        assert contest.best == "a" and contest.close()["b"].score.images == 10 * batches
+        assert ranks > 1 or evaluator.looked["b"] == batches
+
+
 def test_what_it_saves_makes_up_for_what_it_costs():
     base = torch.zeros(300).double()
     losses = {"": base, "dear": base + 0.5, "cheap": base + 0.1}

@@ -1,0 +1,85 @@
+"""What a search keeps of its images: bytes, cut and put into another order without a change to any of them."""
+
+import pytest
+import torch
+from tricky import Residual
+
+import autoslim
+from autoslim.data import ImageSet, Loader
+from autoslim.search.engine import PartialEvaluator
+from autoslim.search.samples import Samples
+
+CPU = torch.device("cpu")
+
+
+def loader(count=50, size=12, batch_size=16, **options):
+    pixels = torch.randint(0, 256, (count, 3, 12, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    options = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "image_size": size, **options}
+    return Loader(ImageSet(pixels, torch.arange(count) % 4), batch_size=batch_size, **options)
+
+
+def all_of(batches):
+    inputs, labels = zip(*batches)
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def same(a, b):
+    return all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("size", [12, 9])
+def test_images_of_a_loader_are_kept_as_bytes_and_read_as_it_gives_them(size):
+    samples = Samples(loader(size=size), CPU)
+    assert same(all_of(samples), all_of(loader(size=size))) and samples.sizes == [16, 16, 16, 2]
+    assert all(x.is_contiguous() for x, _ in samples)
+    assert sum(x.nbytes for x, _ in samples._stored) == 50 * 3 * size * size
+
+
+def test_augmented_images_are_kept_as_they_came():
+    samples = Samples(loader(crop="pad", flip=True, shuffle=True), CPU)
+    assert same(all_of(samples), all_of(loader(crop="pad", flip=True, shuffle=True)))
+    assert same(all_of(samples), all_of(samples))
+
+
+def test_leading_batches_are_taken_until_there_are_enough():
+    assert Samples(loader(), CPU, least=17).sizes == [16, 16]
+    (x,) = Samples([torch.ones(3, 1)], CPU)
+    assert x[0].shape == (3, 1) and x[1] is None
+
+
+def test_samples_are_cut_and_put_into_another_order():
+    samples = Samples(loader(), CPU)
+    inputs, labels = all_of(samples)
+    cut = samples.cut(5, most=33)
+    assert cut.sizes == [5, 5, 5, 1] * 2 + [1] and same(all_of(cut), (inputs[:33], labels[:33]))
+    first, second = (torch.randperm(50, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    for order in (first, second):  # an order is always of the places as they were given
+        samples = samples.arranged(order, 20)
+        assert samples.sizes == [20, 20, 10] and same(all_of(samples), (inputs[order], labels[order]))
+        assert torch.equal(samples.as_given(all_of(samples)[1]), labels)
+
+
+def test_several_inputs_and_maps_of_labels_are_arranged_together():
+    pairs = [((torch.rand(n, 2), {"more": torch.rand(n, 1, 3)}), torch.randint(0, 3, (n, 4))) for n in (3, 2)]
+    samples, order = Samples(pairs, CPU), torch.tensor([4, 0, 3, 1, 2])
+    ((a, b), target), *_ = samples.arranged(order, 5)
+    assert torch.equal(a, torch.cat([x[0] for x, _ in pairs])[order])
+    assert torch.equal(b["more"], torch.cat([x[1]["more"] for x, _ in pairs])[order])
+    assert torch.equal(target, torch.cat([t for _, t in pairs])[order])
+
+
+@pytest.mark.parametrize("effort", ["exact", "fast"])
+def test_a_search_of_bytes_is_that_of_floats(effort):
+    torch.manual_seed(0)
+    net = autoslim.Supernet(Residual(), torch.zeros(2, 3, 12, 12), divisor=4)
+    autoslim.initialize(net, 0)
+    traces = []
+    for kind in (lambda batches: batches, list):
+        evaluator = PartialEvaluator(net, kind(loader(300)), kind(loader(40)))
+        trace = autoslim.SearchTrace()
+        options = {"targets": {"macs": "60%"}, "score": "loss", "effort": effort}
+        (point,) = autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options)
+        traces.append((trace.rows, point.score))
+    assert traces[0] == traces[1]
+    again = autoslim.SupernetEvaluator(net, loader(300), loader(40)).score(point.config)
+    assert point.score.loss == pytest.approx(again.loss, rel=1e-5)
