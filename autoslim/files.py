@@ -17,33 +17,45 @@ from autoslim.errors import AutoSlimError, RunError
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that replaces `path` only when it has been written completely.
 
+    What writers of `path` that were killed have left beside it is removed.
+
     Raises:
         RunError: the disk is full or read-only, or the folder cannot be made; `path` is as it was.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
     if path.exists() and not path.is_file():
         raise RunError(f"{path} is a folder or a device, not a file that can be replaced; pass the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, mode) as file:
+        _remove_abandoned(path)
+        with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror or error}); free the disk or pass another folder") from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _remove_abandoned(path: Path) -> None:
+    prefix = f".{path.name}."
+    for name in os.listdir(path.parent):
+        writer = name.removeprefix(prefix)
+        if name.startswith(prefix) and writer.isdigit() and not _runs(int(writer)):
+            (path.parent / name).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def write_json(path: str | Path, document, compact: str | None = None) -> None:
