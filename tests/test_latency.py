@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -439,6 +440,9 @@ def test_the_verb_measures_checks_and_goes_on(tmp_path, capsys, faked):
     assert "4 random configurations: median absolute error" in out
     told = refused(capsys, "latency-table", "digits_cnn", "--device", "cpu", "--out", path, "--batch", 2)
     assert "batch 1, not 2" in told
+    path.write_text(path.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "0.1"'))
+    told = refused(capsys, "latency-table", "digits_cnn", "--device", "cpu", "--out", path)
+    assert f"torch 0.1, not {torch.__version__}" in told
 
 
 def test_the_verb_says_that_width_does_not_help(tmp_path, capsys, faked):
@@ -473,6 +477,14 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
         assert about["latency"]["holds"] and about["latency"]["latency"]["median_ms"] <= about["target"]["latency"]
         assert about["terms"] | {"batch": 4, "threads": 1, "backend": "torch"} == about["terms"]
     assert {count for count, _ in measured} == {4}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    measured.clear()
+    printed(capsys, "search", run_folder, *wanted, "--out", tmp_path / "out")
+    assert not measured and {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+    path_of_one = Path(searched[0]["path"])
+    path_of_one.write_text(path_of_one.read_text().replace(torch.__version__, "0.1"))  # measured under another version
+    printed(capsys, "search", run_folder, *wanted, "--out", tmp_path / "out")
+    assert measured and path_of_one.read_bytes() == files[path_of_one.name]
     message = refused(capsys, "search", run_folder, "--latency-target", "1us", "--latency-table", path, "--out", tmp_path / "no")
     assert "latency target 1us is below the narrowest" in message and not (tmp_path / "no").exists()
 

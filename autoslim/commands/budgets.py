@@ -70,13 +70,12 @@ def open_budgets(
         # What cannot be read, paired or reached is said before hours of measuring; which ms can be, only a table tells.
         untimed = Budgets(net, [kind for kind in targets if kind != "latency"], precision=size_precision, batch=batch)
         check_budgets(targets, {**untimed.full, "latency": 1e12}, {**untimed.narrowest, "latency": 0.0})
-        path = latency_table or run / f"latency-{setup.device.replace(':', '')}-batch{batch}-threads{threads}.json"
+        path = latency_table or run / f"latency-{setup.label}.json"
         example = torch.zeros(1, *space.input_shape)
         for turn in (first, not first):
             if turn:
-                table = open_table(
-                    net, example, path, setup=setup, rules=load_rules(space.groups["rules"]), progress=first, report=_say
-                )
+                shown = {"progress": first, "report": _say if first else lambda line: None}
+                table = open_table(net, example, path, setup=setup, rules=load_rules(space.groups["rules"]), **shown)
             wait()
     return RunBudgets(net, targets, precision=size_precision, batch=batch, table=table)
 

@@ -22,7 +22,7 @@ from autoslim.spaces import load_space
     help="Widths of a layer that are measured, at most; between them the table interpolates.",
 )  # fmt: skip
 @click.option("--check", default=20, show_default=True, type=click.IntRange(0), help="Random configurations to compare with.")
-@click.option("--out", type=click.Path(path_type=Path), help="The table.  [default: latency-SPACE.json]")
+@click.option("--out", type=click.Path(path_type=Path), help="The table.  [default: latency-SPACE-SETUP.json]")
 @options.shape_option
 @options.json_option
 def latency_table(space, device, batch, threads, backend, points, check, out, input_shape, as_json):
@@ -32,8 +32,9 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
     end to end. Run again, it goes on where it was cut off. Keep the machine quiet meanwhile.
     """
     loaded = _space_of_run(Path(space)) or load_space(space, input_shape=input_shape)
-    out = out or Path(f"latency-{loaded.name.replace(':', '.')}.json")
-    table = space_table(loaded, out, device=device, batch=batch, threads=threads, backend=backend, points=points)
+    setup = latency_setup(device, batch=batch, threads=threads, backend=backend)
+    out = out or Path(f"latency-{loaded.name.replace(':', '.')}-{setup.label}.json")
+    table = space_table(loaded, out, setup, points=points)
     found = {
         "path": str(out), "device": table.full.device, "batch": batch, "threads": threads, "backend": backend,
         "measured": table.points, "full": table.full.to_json(), "narrowest": table.narrowest.to_json(),
@@ -53,19 +54,24 @@ def _space_of_run(folder: Path):
     return runs.space_from_json(runs.read_run(folder, "supernet")["space"])
 
 
-def space_table(space, path: Path, *, device="auto", batch=1, threads=1, backend="torch", points=16):
+def latency_setup(device: str, *, batch=1, threads=1, backend="torch"):
+    """Return what latency is measured under; the device may be "auto"."""
+    from autoslim.commands import runs
+    from autoslim.cost.latency import Setup
+
+    place = "cpu" if device == "auto" and backend == "onnxruntime" else str(runs.choose_device(device))
+    return Setup(device=place, batch=batch, threads=threads, backend=backend)
+
+
+def space_table(space, path: Path, setup, *, points=16):
     """Open the latency table of a search space (`open_table`), with progress on stderr."""
     import torch
 
-    from autoslim.commands import runs
-    from autoslim.cost.latency import Setup
     from autoslim.cost.latency_table import open_table
     from autoslim.factories import load_rules
     from autoslim.files import probe_writable
     from autoslim.slimmable.family import build_supernet
 
-    place = "cpu" if device == "auto" and backend == "onnxruntime" else str(runs.choose_device(device))
-    setup = Setup(device=place, batch=batch, threads=threads, backend=backend)
     probe_writable(path.parent)
     return open_table(
         build_supernet(space), torch.zeros(1, *space.input_shape), path, setup=setup, points=points,

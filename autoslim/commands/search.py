@@ -1,12 +1,20 @@
 """autoslim search: from a supernet to one channel configuration a target."""
 
+from __future__ import annotations
+
 import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from autoslim.commands import options
+
+if TYPE_CHECKING:
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.cost.latency import Remeasured
 
 ORDERS = ("greedy", "uniform", "random", "evolution")
 
@@ -15,14 +23,37 @@ def _target(name: str, help: str):
     return click.option(f"--{name}-target", name, multiple=True, metavar="AMOUNT", help=help)
 
 
+# What options speak of; without a target of such a kind they would have no effect.
+_TERMS = {
+    "size_precision": ["size"], "batch": ["memory", "latency"],
+    **dict.fromkeys(("latency_device", "threads", "latency_table"), ["latency"]),
+}  # fmt: skip
+
+
+def _given(names) -> list[str]:
+    """Return those of some options that stand on the command line."""
+    context = click.get_current_context()
+    there = [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    return [f"--{name.replace('_', '-')}" for name in there]
+
+
+def _check_terms(targets: Mapping, latency_table: Path | None) -> None:
+    """Refuse options that have no effect."""
+    for name, kinds in _TERMS.items():
+        if not set(kinds) & set(targets) and (given := _given([name])):
+            raise click.UsageError(
+                f"{given[0]} is for {' or '.join(f'--{kind}-target' for kind in kinds)}; add one, or leave it out"
+            )
+    if latency_table and (given := _given(["batch", "latency_device", "threads"])):
+        raise click.UsageError(f"{given[0]} is that of --latency-table {latency_table}; leave one of the two out")
+
+
 def _check_order(order: str, targets: Mapping) -> None:
     """Refuse options that an order of search does not take."""
     greedy = ["effort", "precision", "pick", "swaps", "memory_budget"]
     refused = {"greedy": ["evaluations"], "uniform": [*greedy, "evaluations"]}.get(order, greedy)
-    context = click.get_current_context()
-    given = [name for name in refused if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-    if given:
-        raise click.UsageError(f"--order {order} does not take --{given[0].replace('_', '-')}")
+    if given := _given(refused):
+        raise click.UsageError(f"--order {order} does not take {given[0]}")
     if order != "greedy" and set(targets) != {"macs"}:
         raise click.UsageError(f"--order {order} takes --flops-target and no other target")
 
@@ -91,6 +122,7 @@ def search(run, flops, params, size, memory, latency, as_json, **how):
     if not targets:
         raise click.UsageError("there is no target; give --flops-target 60%, or another budget")
     _check_order(how["order"], targets)
+    _check_terms(targets, how["latency_table"])
     found, notes = search_run(run, targets, **how)
     if found is None:
         return  # another process of several tells
@@ -142,7 +174,6 @@ def search_run(
     """
     from dataclasses import replace
 
-    from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
     from autoslim.cost.budgets import parse_bytes
@@ -209,7 +240,7 @@ def search_run(
         for prefix, each in pair:
             path = out / f"{prefix}{point.target.label}.json"
             if ranks.rank == 0:
-                remeasured = budgets.remeasure(each, point.target)
+                remeasured = _measured_before(path, each) or budgets.remeasure(each, point.target)
                 if remeasured is not None:
                     each = replace(each, provenance={**each.provenance, "latency": remeasured.to_json()})
                     notes.append(_remeasured(path, prefix, remeasured))
@@ -244,6 +275,20 @@ def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path,
             common |= {"evaluations": rules["evaluations"], "seed": seed}
     ranks.wait()  # all have read what the first may write anew
     return search(net, targets=targets, trace=trace, **common), trace
+
+
+def _measured_before(path: Path, config: ChannelConfig) -> Remeasured | None:
+    """Return what a found network took when the same search measured it, so that it writes the same file again."""
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.cost.latency import Remeasured
+    from autoslim.errors import ConfigError
+
+    try:
+        stored = ChannelConfig.load(path).to_json() if path.exists() else {}
+        measured = stored["provenance"].pop("latency")
+        return Remeasured.from_json(measured) if stored == json.loads(json.dumps(config.to_json())) else None
+    except (ConfigError, KeyError, TypeError):
+        return None
 
 
 def _remeasured(path: Path, prefix: str, found) -> str:

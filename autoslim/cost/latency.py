@@ -82,6 +82,12 @@ class Setup:
             raise RunError(f"onnxruntime is measured on the CPU, not on {self.device!r}; pass cpu, or the torch backend")
 
     @property
+    def label(self) -> str:
+        """A part of a file name that tells setups apart."""
+        backend = "" if self.backend == "torch" else f"-{self.backend}"
+        return f"{self.device.replace(':', '')}-batch{self.batch}-threads{self.threads}{backend}"
+
+    @property
     def device_name(self) -> str:
         """The name that the device gives itself."""
         return _cpu_name() if torch.device(self.device).type == "cpu" else torch.cuda.get_device_name(self.device)
@@ -214,6 +220,11 @@ class Remeasured:
     def to_json(self) -> dict:
         """Return the measurement as a JSON object."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict) -> "Remeasured":
+        """Return what `to_json` wrote."""
+        return cls(Latency(**document["latency"]), document["target_ms"], document["holds"])
 
 
 def remeasure(network: nn.Module, example, *, target_ms: float, setup: Setup, rounds: int = 5) -> Remeasured:

@@ -162,7 +162,7 @@ def open_table(
 
     Raises:
         ModelError: the network cannot be traced.
-        RunError: the file holds another network, or another device, batch, number of threads or backend.
+        RunError: the file holds another network, or another device, batch, number of threads, backend or version of it.
     """
     setup = setup or Setup()
     device = next(net.parameters()).device
@@ -222,10 +222,11 @@ class _Records:
         dtype = next(p.dtype for p in net.parameters())
         about = {
             "format": _FORMAT,
+            "versions": _versions(setup),
             "network": {"name": type(net.source).__name__, "digest": _digest(net, parts)},
             "setup": {**asdict(setup), "device_name": setup.device_name, "dtype": str(dtype).removeprefix("torch.")},
         }
-        self._document = {**about, "versions": _versions(setup), "networks": {}, "points": {}}
+        self._document = {**about, "networks": {}, "points": {}}
         if self._path is not None and self._path.exists():
             self._document = _check(read_json(self._path, RunError), about, self._path)
         self._changed, self._saved = False, time.monotonic()
@@ -276,7 +277,9 @@ def _check(document, about: dict, path: Path) -> dict:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise RunError(f"{path} is no latency table ({_FORMAT}); pass another file to write one")
     try:
-        theirs, ours = {**document["setup"], "network": document["network"]}, {**about["setup"], "network": about["network"]}
+        # Other versions compute with other kernels.
+        theirs, ours = ({**d["setup"], "network": d["network"], **d["versions"]} for d in (document, about))
+        ours.pop("autoslim")
         different = [name for name in ours if theirs.get(name) != ours[name]]
         whole = all(len(row) == 4 for kind in ("points", "networks") for rows in document[kind].values() for row in rows)
     except (KeyError, TypeError, AttributeError):
