@@ -1,5 +1,7 @@
 """A search that is killed, and one that several processes share, end with the very same files."""
 
+import contextlib
+import csv
 import json
 import os
 import random
@@ -64,6 +66,14 @@ def start(arguments, *, processes=1):
     )
 
 
+def kill(process):
+    """Kill a process and all that it started."""
+    for child in subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True).stdout.split():
+        kill(int(child))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -93,6 +103,36 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort
         assert trace.exists()
     assert start(command(supernet, tmp_path / "out", "--effort", effort)).wait() == 0
     assert contents(tmp_path / "out") == whole[effort]
+
+
+@pytest.mark.parametrize(
+    ("options", "processes"),
+    [
+        (("--effort", "fast", "--swaps", 3), 1),
+        (("--effort", "exact"), 2),
+        (("--order", "evolution", "--evaluations", 40), 1),
+    ],
+)
+def test_a_search_of_any_kind_that_is_killed_at_any_time_ends_as_one_that_is_not(supernet, options, processes, tmp_path):
+    options = list(map(str, options))
+    assert start(command(supernet, tmp_path / "whole", *options), processes=processes).wait() == 0
+    whole, out = contents(tmp_path / "whole"), tmp_path / "out"
+
+    def written():
+        names = os.listdir(out) if out.exists() else ()
+        sizes = [(out / name).stat().st_size for name in names if not name.startswith(".")]
+        return sum(sizes)
+
+    # From the first row on to the last of the configurations.
+    chances = random.Random(str(options))
+    for wait_for in sorted(chances.randrange(1, sum(map(len, whole.values()))) for _ in range(2)):
+        process = start(command(supernet, out, *options), processes=processes)
+        while process.poll() is None and written() < wait_for:
+            time.sleep(0.001)
+        kill(process.pid)
+        process.wait()
+    assert start(command(supernet, out, *options), processes=processes).wait() == 0
+    assert contents(out) == whole
 
 
 @pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
@@ -186,6 +226,12 @@ def test_other_orders_write_a_configuration_a_target(supernet, tmp_path, capsys,
         (("--flops-target", "60%", "--order", "random", "--effort", "exact"), "does not take --effort"),
         (("--flops-target", "60%", "--order", "uniform", "--swaps", 1), "does not take --swaps"),
         (("--flops-target", "60%", "--evaluations", 5), "does not take --evaluations"),
+        (("--flops-target", "60%", "--batch", 8), "--batch is for --memory-target or --latency-target"),
+        (("--flops-target", "60%", "--size-precision", "int8"), "--size-precision is for --size-target"),
+        (("--memory-target", "60%", "--threads", 2), "--threads is for --latency-target"),
+        (("--memory-target", "60%", "--latency-device", "cpu"), "--latency-device is for --latency-target"),
+        (("--flops-target", "60%", "--latency-table", "t.json"), "--latency-table is for --latency-target"),
+        (("--latency-target", "60%", "--latency-table", "t.json", "--batch", 1), "--batch is that of --latency-table t.json"),
         ((*("--flops-target", "60%") * 2, *("--params-target", "60%") * 3), "3"),
     ],
 )  # fmt: skip
@@ -206,6 +252,10 @@ def test_swaps_go_on_from_a_search_without_and_keep_every_target(supernet, tmp_p
     for each in found:
         about = each["provenance"]
         assert all(about["costs"][kind] <= amount for kind, amount in about["target"].items()) and about["swaps"] == 2
+        (label,) = (path.stem for path in map(Path, [each["path"]]))
+        rows = list(csv.DictReader((tmp_path / f"swaps-{label}.csv").read_text().splitlines()))
+        (taken,) = (row for row in rows if row["picked"] == "1")
+        assert taken["widths"].split() == [str(row[0]) for row in each["channels"].values()]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,9 +1,7 @@
 """Other orders of search than the greedy descent, for comparison on the same supernet: uniform, random, evolution."""
 
-import csv
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +14,9 @@ from autoslim.cost.budgets import Target
 from autoslim.cost.table import CostTable
 from autoslim.cost.targets import check_targets, format_amount
 from autoslim.errors import ConfigError, RunError, TargetError
-from autoslim.files import atomic_write
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.greedy import SearchPoint
+from autoslim.search.rows import append_rows, read_rows, write_rows
 from autoslim.slimmable.supernet import Supernet
 
 log = logging.getLogger("autoslim")
@@ -329,7 +327,7 @@ class OrderTrace:
         self.rows: list[Evaluated] = []
         self._whole = False  # whether the file ends with a whole row
         if self._path and self._path.exists():
-            self.rows, self._whole = _read(self._path)
+            self.rows, self._whole = read_rows(self._path, COLUMNS, _parse, "a record of evaluated configurations")
 
     def score(self, target: float, place: int, widths: Widths, macs: int, evaluate: Callable[[], Score]) -> Score:
         """Return the score of the configuration that is judged as number `place` of a target; what is new is written.
@@ -347,7 +345,10 @@ class OrderTrace:
             return before[0].score
         score = next((row.score for row in self.rows if row.widths == widths), None) or evaluate()
         self.rows.append(Evaluated(target, macs, score, False, widths))
-        self._append() if self._whole and self._writes else self._rewrite()
+        if self._path and self._whole and self._writes:
+            append_rows(self._path, [_row(self.rows[-1])])
+        else:
+            self._rewrite()
         return score
 
     def pick(self, target: float, place: int) -> None:
@@ -360,40 +361,16 @@ class OrderTrace:
 
     def _rewrite(self) -> None:
         if self._path and self._writes:
-            with atomic_write(self._path) as file:
-                file.write("".join([",".join(COLUMNS) + "\n", *map(_line, self.rows)]))
+            write_rows(self._path, COLUMNS, map(_row, self.rows))
             self._whole = True
 
-    def _append(self) -> None:
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(_line(self.rows[-1]))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"{self._path} cannot be written ({error.strerror}); free the disk, then search again") from error
 
-
-def _line(row: Evaluated) -> str:
+def _row(row: Evaluated) -> tuple:
     score = row.score
-    cells = (row.target, row.macs, score.error, score.loss, score.images, int(row.picked))
-    return f"{','.join(map(repr, cells))},{' '.join(map(str, row.widths))}\n"
+    return row.target, row.macs, score.error, score.loss, score.images, int(row.picked), " ".join(map(str, row.widths))
 
 
-def _read(path: Path) -> tuple[list[Evaluated], bool]:
-    """Return the rows of a record, and whether it ends with a whole row."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole, newline, unfinished = text.rpartition("\n")
-    if not newline and ",".join(COLUMNS).startswith(text):
-        return [], False  # cut off within its first line
-    reader = csv.reader(whole.splitlines())
-    if next(reader, None) != COLUMNS:
-        raise RunError(f"{path} is not a record of evaluated configurations (columns {','.join(COLUMNS)}); name another file")
-    rows = []
-    try:
-        for target, macs, error, loss, images, picked, widths in reader:
-            score = Score(float(error), float(loss), int(images))
-            rows.append(Evaluated(float(target), int(macs), score, picked == "1", tuple(map(int, widths.split()))))
-    except ValueError as error:
-        raise RunError(f"{path} line {reader.line_num} is damaged ({error}); cut the file before that line") from error
-    return rows, not unfinished
+def _parse(cells: list[str]) -> Evaluated:
+    target, macs, error, loss, images, picked, widths = cells
+    score = Score(float(error), float(loss), int(images))
+    return Evaluated(float(target), int(macs), score, picked == "1", tuple(map(int, widths.split())))

@@ -62,6 +62,7 @@ def swap(
         if not judge(best) < now:
             break
         widths, swaps = best, swaps + 1
+    trace.pick(wanted, list(found).index(widths))
     if not swaps:
         return point
     config, scored = net.make_config(widths), found[widths]

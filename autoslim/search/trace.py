@@ -1,13 +1,9 @@
 """The record of a search: one row a candidate, from which a search that was cut off goes on."""
 
-import csv
-import io
-import os
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from autoslim.errors import RunError
-from autoslim.files import atomic_write
+from autoslim.search.rows import append_rows, read_rows, write_rows
 
 
 @dataclass(frozen=True)
@@ -60,9 +56,9 @@ class SearchTrace:
         self._path = Path(path) if path else None
         self._writes = writes
         self.rows: list[tuple[Candidate, bool]] = []
-        self._ragged = False
+        self._whole = True  # whether the file ends with a whole row
         if self._path and self._path.exists():
-            self.rows, self._ragged = _read(self._path)
+            self.rows, self._whole = read_rows(self._path, COLUMNS, _parse, "a search trace")
 
     def step(self, number: int) -> list[Candidate]:
         """Return the candidates that a step evaluated before, the picked one last; none if it did not end."""
@@ -75,56 +71,22 @@ class SearchTrace:
         kept = [row for row in self.rows if row[0].step < step]
         rows = [(candidate, candidate is candidates[-1]) for candidate in candidates]
         if self._path and self._writes:
-            _append(self._path, rows) if kept and kept == self.rows and not self._ragged else _rewrite(self._path, kept + rows)
-        self.rows, self._ragged = kept + rows, False
+            if kept and kept == self.rows and self._whole:
+                append_rows(self._path, (_row(*row) for row in rows))
+            else:
+                write_rows(self._path, COLUMNS, (_row(*row) for row in kept + rows))
+        self.rows, self._whole = kept + rows, True
 
     def path_taken(self) -> list[Candidate]:
         """Return the candidates that were picked, from the full network down."""
         return [candidate for candidate, picked in self.rows if picked]
 
 
-def _rewrite(path: Path, rows: list[tuple[Candidate, bool]]) -> None:
-    with atomic_write(path) as file:
-        file.write("\n".join([",".join(COLUMNS), *map(_line, rows)]) + "\n")
-
-
-def _append(path: Path, rows: list[tuple[Candidate, bool]]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("\n".join(map(_line, rows)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); free the disk, then run the same command again") from error
-
-
-def repr_cell(value) -> str:
-    """Return a CSV cell from which the very same value can be read."""
-    return value if isinstance(value, str) else "" if value is None else repr(value)
-
-
-def _read(path: Path) -> tuple[list[tuple[Candidate, bool]], bool]:
-    """Return the rows of a trace, and whether it ends within a line."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole, newline, unfinished = text.rpartition("\n")
-    if not newline and ",".join(COLUMNS).startswith(text):
-        return [], True  # cut off within its first line
-    reader = csv.reader(whole.splitlines())
-    if next(reader, None) != COLUMNS:
-        raise RunError(f"{path} is not a search trace (columns {','.join(COLUMNS)}); move it away or search into another folder")
-    rows = []
+def _parse(cells: list[str]) -> tuple[Candidate, bool]:
+    *values, picked = cells
     kinds = [int, str, int, int, float, float, int, float, float, lambda cell: float(cell) if cell else None]
-    try:
-        for cells in reader:
-            values = [kind(cell) for kind, cell in zip(kinds, cells[:-1], strict=True)]
-            rows.append((Candidate(*values), cells[-1] == "1"))
-    except (ValueError, IndexError) as error:
-        raise RunError(f"{path} line {reader.line_num} is damaged ({error}); cut the file before that line") from error
-    return rows, bool(unfinished)
+    return Candidate(*(kind(cell) for kind, cell in zip(kinds, values, strict=True))), picked == "1"
 
 
-def _line(row: tuple[Candidate, bool]) -> str:
-    candidate, picked = row
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(map(repr_cell, (*astuple(candidate), int(picked))))
-    return line.getvalue()
+def _row(candidate: Candidate, picked: bool) -> tuple:
+    return *astuple(candidate), int(picked)
