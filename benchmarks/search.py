@@ -22,6 +22,7 @@ import torch
 import autoslim
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
+from autoslim.factories import load_rules
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.slimmable import family
@@ -49,14 +50,14 @@ def main():
     if args.steps is None and args.target is None:
         args.steps, args.target = (None, "50%") if args.run else (4, None)
     torch.set_num_threads(args.threads)
-    net, images, calibration, fresh, score = trained(args) if args.run else drawn(args)
+    net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
-    seen = sum(len(t) for _, t in images) + sum(len(x) for x, _ in calibration)
+    seen = sum(len(x) for x, _ in (*images, *calibration))
     print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
 
     rows, paths, along = {}, {}, None
     for name in args.efforts.split(","):
-        evaluator = PartialEvaluator(net, list(images), list(calibration), memory_budget=args.memory_budget)
+        evaluator = PartialEvaluator(net, images, calibration, rules=rules, memory_budget=args.memory_budget)
         trace, points, seconds = descend(net, evaluator, name, options)
         losses = [fresh.score(p.config).loss for p in points] if fresh else []
         paths[name] = [(c.group, c.width) for c in trace.path_taken()]
@@ -64,7 +65,7 @@ def main():
         along = along or trace
     count = args.straightforward
     whole = options if count is None else {**options, "steps": count}
-    trace, _, seconds = descend(net, SupernetEvaluator(net, list(images), list(calibration)), "exact", whole)
+    trace, _, seconds = descend(net, SupernetEvaluator(net, images, calibration), "exact", whole)
     part, total = executed(net, trace, seen), executed(net, along, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
     rows["straightforward"] = (seconds * total / part, total, evaluations(net, along), [])
@@ -137,7 +138,7 @@ def candidates(net, trace):
 
 
 def drawn(args):
-    """A network with random weights, on random images; returns it, both, no fresh images and the score."""
+    """A network with random weights, on random images; returns it, both, no fresh images, the score and the rules."""
     space = load_space(args.space).with_classes(10)
     space = replace(space, input_shape=(space.input_shape[0], args.pixels, args.pixels))
     net = family.build_supernet(space, args.device)
@@ -147,20 +148,19 @@ def drawn(args):
     x = torch.randn(count, *space.input_shape, generator=generator)
     batches = list(zip(x.split(256), torch.randint(0, 10, (count,), generator=generator).split(256)))
     calibration = leading(batches, count // 4)
-    return net, batches, calibration, None, args.score or "loss"
+    return net, batches, calibration, None, args.score or "loss", load_rules(space.groups["rules"])
 
 
 def trained(args):
-    """A trained run, on its own images; returns it, those to score and to calibrate with, fresh ones and the score."""
+    """A trained run, on its own images; returns it, those to score and to calibrate with, fresh ones, the score, the rules."""
     net, space, settings = load_supernet(args.run, args.device)
-    images = runs.load_images(
-        settings["data"], space.input_shape, settings["held_out"], settings["seed"], torch.device(args.device)
-    )
-    scored, calibration = map(list, runs.judged_on(images, space.search))
+    images = runs.held_out_images(args.run, settings, space.input_shape, torch.device(args.device))
+    scored, calibration = runs.judged_on(images, space.search)
     fresh = SupernetEvaluator(net, images.scoring(images.test, space.search["batch_size"]), calibration)
     if args.images:
-        scored, calibration = leading(scored, args.images), leading(calibration, args.images // 4)
-    return net, scored, calibration, fresh, args.score or space.search["score"]
+        images = replace(images, search=images.search.subset(range(min(args.images, len(images.search)))))
+        scored, calibration = runs.judged_on(images, {**space.search, "calibration_images": args.images // 4})
+    return net, scored, calibration, fresh, args.score or space.search["score"], load_rules(space.groups["rules"])
 
 
 def leading(batches, count: int) -> list:
