@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--score", choices=["error", "loss"], help="[that of a run's space, else loss]")
     parser.add_argument("--pick", default="drop")
     parser.add_argument("--memory-budget", type=float, default=4e9, metavar="BYTES")
+    parser.add_argument("--precision", default="fp32", help="what candidates are compared in  [%(default)s]")
     parser.add_argument("--efforts", default="exact,fast", help="to compare with the straightforward search  [%(default)s]")
     parser.add_argument("--straightforward", type=int, metavar="N", help="steps of the straightforward search  [all]")
     parser.add_argument("--threads", type=int, default=1)
@@ -57,7 +58,8 @@ def main():
 
     rows, paths, along = {}, {}, None
     for name in args.efforts.split(","):
-        evaluator = PartialEvaluator(net, images, calibration, rules=rules, memory_budget=args.memory_budget)
+        how = {"memory_budget": args.memory_budget, "precision": args.precision}
+        evaluator = PartialEvaluator(net, images, calibration, rules=rules, **how)
         trace, points, seconds = descend(net, evaluator, name, options)
         losses = [fresh.score(p.config).loss for p in points] if fresh else []
         paths[name] = [(c.group, c.width) for c in trace.path_taken()]
