@@ -6,56 +6,58 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from autoslim.errors import AutoSlimError, RunError
 
+_PART = ".part"  # how a file is named that is being written
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that replaces `path` only when it has been written completely.
 
-    What writers of `path` that were killed have left beside it is removed.
+    What writers of `path` that were killed left beside it is removed after a day.
 
     Raises:
         RunError: the disk is full or read-only, or the folder cannot be made; `path` is as it was.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    if path.exists() and not path.is_file():
+    temporary = None
+    if os.path.exists(path) and not os.path.isfile(path):
         raise RunError(f"{path} is a folder or a device, not a file that can be replaced; pass the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
-        with open(temporary, mode) as file:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+        with os.fdopen(handle, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror or error}); free the disk or pass another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def _remove_abandoned(path: Path) -> None:
-    prefix = f".{path.name}."
     for name in os.listdir(path.parent):
-        writer = name.removeprefix(prefix)
-        if name.startswith(prefix) and writer.isdigit() and not _runs(int(writer)):
-            (path.parent / name).unlink(missing_ok=True)
+        if name.startswith(f".{path.name}.") and name.endswith(_PART):
+            with contextlib.suppress(OSError):
+                if time.time() - os.path.getmtime(path.parent / name) > 86400:
+                    os.unlink(path.parent / name)
 
 
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: str | Path, document, compact: str | None = None) -> None:

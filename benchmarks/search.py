@@ -12,6 +12,7 @@ of the N steps, times what is left to execute. Images a second are those of all 
 
 import argparse
 import contextlib
+import itertools
 import sys
 import time
 from dataclasses import replace
@@ -53,7 +54,7 @@ def main():
     torch.set_num_threads(args.threads)
     net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
-    seen = sum(len(x) for x, _ in (*images, *calibration))
+    seen = sum(len(x) for x, _ in itertools.chain(images, calibration))
     print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
 
     rows, paths, along = {}, {}, None
@@ -149,7 +150,7 @@ def drawn(args):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, *space.input_shape, generator=generator)
     batches = list(zip(x.split(256), torch.randint(0, 10, (count,), generator=generator).split(256)))
-    calibration = leading(batches, count // 4)
+    calibration = leading(batches, max(1, count // 4))
     return net, batches, calibration, None, args.score or "loss", load_rules(space.groups["rules"])
 
 
@@ -161,7 +162,7 @@ def trained(args):
     fresh = SupernetEvaluator(net, images.scoring(images.test, space.search["batch_size"]), calibration)
     if args.images:
         images = replace(images, search=images.search.subset(range(min(args.images, len(images.search)))))
-        scored, calibration = runs.judged_on(images, {**space.search, "calibration_images": args.images // 4})
+        scored, calibration = runs.judged_on(images, {**space.search, "calibration_images": max(1, args.images // 4)})
     return net, scored, calibration, fresh, args.score or space.search["score"], load_rules(space.groups["rules"])
 
 

@@ -182,7 +182,7 @@ def test_who_is_worse_than_chance_explains_leaves_the_race():
     noise = base + 0.1 * torch.randn(400, generator=generator).double()
     losses = {"": base, "best": noise, "close": noise + 0.01 * torch.randn(400, generator=generator).double()}
     losses["worse"] = noise + 0.5 + 0.1 * torch.randn(400, generator=generator).double()
-    contest, evaluator = contest_of(Race, losses, z=3.0, least=100, most=400)
+    contest, evaluator = contest_of(Race, losses, z=3.0, least=100, most=400, every=10)
     contest.enter(list(evaluator.entries))
     judged = contest.close()
     assert contest.best in ("best", "close") and evaluator.looked["worse"] == 10 < evaluator.looked["close"]
@@ -190,7 +190,7 @@ def test_who_is_worse_than_chance_explains_leaves_the_race():
     other = "close" if contest.best == "best" else "best"
     assert 0.5 <= judged[other].certainty < 0.9999 and judged[contest.best].certainty == judged[other].certainty
     # Later ones are held against the best so far, on the images that both saw.
-    contest, evaluator = contest_of(Race, losses, z=3.0, least=100, most=400)
+    contest, evaluator = contest_of(Race, losses, z=3.0, least=100, most=400, every=10)
     contest.enter(["best"])
     assert evaluator.looked["best"] == 10 and contest.close()["best"].certainty is None
     contest.enter(["worse"])
@@ -214,7 +214,7 @@ def test_what_it_saves_makes_up_for_what_it_costs():
     base = torch.zeros(300).double()
     losses = {"": base, "dear": base + 0.5, "cheap": base + 0.1}
     for savings, best in (({"dear": 1.0, "cheap": 1.0}, "cheap"), ({"dear": 10.0, "cheap": 1.0}, "dear")):
-        contest, _ = contest_of(Race, losses, savings=savings, z=3.0, least=100, most=300)
+        contest, _ = contest_of(Race, losses, savings=savings, z=3.0, least=100, most=300, every=10)
         contest.enter(["dear", "cheap"])
         assert contest.best == best
 
@@ -225,7 +225,7 @@ def test_batches_that_are_run_together_decide_as_one_after_another(kind, seed):
     generator = torch.Generator().manual_seed(seed)
     base = torch.rand(400, generator=generator).double().sort(descending=True).values * 2
     losses = {"": base} | {n: base + 0.02 * i + 0.1 * torch.rand(400, generator=generator) for i, n in enumerate("abcdef")}
-    options = {} if kind is ExactContest else {"z": 2.0, "least": 50, "most": 300}
+    options = {} if kind is ExactContest else {"z": 2.0, "least": 50, "most": 300, "every": 30}
     results = []
     for ranks in (1, 3, 7):
         contest, _ = contest_of(kind, losses, ranks=ranks, **options)

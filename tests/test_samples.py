@@ -45,6 +45,14 @@ def test_leading_batches_are_taken_until_there_are_enough():
     assert Samples(loader(), CPU, least=17).sizes == [16, 16]
     (x,) = Samples([torch.ones(3, 1)], CPU)
     assert x[0].shape == (3, 1) and x[1] is None
+    (x,) = Samples([(torch.ones(3, 1), torch.tensor(8))], CPU, labels=False)
+    assert x[0].shape == (3, 1) and x[1] is None
+
+
+def test_batches_that_are_not_cut_stay_as_they_were_given():
+    x, target = torch.ones(4, 5, 3), torch.ones(20)  # as many labels as there are frames
+    ((a, b),) = Samples([(x, target)], CPU)
+    assert a is x and b is target
 
 
 def test_samples_are_cut_and_put_into_another_order():
@@ -53,16 +61,18 @@ def test_samples_are_cut_and_put_into_another_order():
     cut = samples.cut(5, most=33)
     assert cut.sizes == [5, 5, 5, 1] * 2 + [1] and same(all_of(cut), (inputs[:33], labels[:33]))
     first, second = (torch.randperm(50, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    samples = samples.joined()
+    assert samples.sizes == [50] and same(all_of(samples), (inputs, labels))
     for order in (first, second):  # an order is always of the places as they were given
         samples = samples.arranged(order, 20)
         assert samples.sizes == [20, 20, 10] and same(all_of(samples), (inputs[order], labels[order]))
-        assert torch.equal(samples.as_given(all_of(samples)[1]), labels)
+        assert same(all_of(samples.cut(7)), (inputs, labels))
 
 
 def test_several_inputs_and_maps_of_labels_are_arranged_together():
     pairs = [((torch.rand(n, 2), {"more": torch.rand(n, 1, 3)}), torch.randint(0, 3, (n, 4))) for n in (3, 2)]
     samples, order = Samples(pairs, CPU), torch.tensor([4, 0, 3, 1, 2])
-    ((a, b), target), *_ = samples.arranged(order, 5)
+    ((a, b), target), *_ = samples.joined().arranged(order, 5)
     assert torch.equal(a, torch.cat([x[0] for x, _ in pairs])[order])
     assert torch.equal(b["more"], torch.cat([x[1]["more"] for x, _ in pairs])[order])
     assert torch.equal(target, torch.cat([t for _, t in pairs])[order])
@@ -83,3 +93,19 @@ def test_a_search_of_bytes_is_that_of_floats(effort):
     assert traces[0] == traces[1]
     again = autoslim.SupernetEvaluator(net, loader(300), loader(40)).score(point.config)
     assert point.score.loss == pytest.approx(again.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("effort", ["exact", "fast"])
+@pytest.mark.parametrize("images", [64 * 5 + 1, 64 * 4 + 30])
+def test_what_was_found_scores_alike_to_the_last_digit_before_and_after_a_search(effort, images):
+    torch.manual_seed(0)
+    net = autoslim.Supernet(Residual(), torch.zeros(2, 3, 12, 12), divisor=4)
+    autoslim.initialize(net, 0)
+    trace = autoslim.SearchTrace()
+    scores = []
+    for _ in range(2):  # the second time all steps are known, so that no image is put into another order
+        evaluator = PartialEvaluator(net, loader(images, batch_size=50), loader(40))
+        options = {"targets": {"macs": "60%"}, "score": "loss", "effort": effort}
+        (point,) = autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options)
+        scores.append((point.score, evaluator.score(net.narrowest())))
+    assert scores[0] == scores[1]

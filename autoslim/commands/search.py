@@ -180,6 +180,7 @@ def search_run(
     from autoslim.cost.budgets import parse_bytes
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
+    from autoslim.search.engine import RACE
     from autoslim.search.orders import OrderTrace
     from autoslim.search.ranks import Ranks
     from autoslim.search.swaps import swap
@@ -197,7 +198,7 @@ def search_run(
     if order == "greedy":
         rules |= {"effort": effort, "precision": precision}
         # Where a batch does not fit, a fast search calibrates on smaller ones, and may decide otherwise.
-        rules |= {"memory_budget": budget} if effort == "fast" else {}
+        rules |= {"memory_budget": budget, "race": RACE} if effort == "fast" else {}
         rules["budgets"] = budgets.decide_by(wanted)
     elif order != "uniform":
         rules["evaluations"] = evaluations
@@ -241,10 +242,11 @@ def search_run(
         for prefix, each in pair:
             path = out / f"{prefix}{point.target.label}.json"
             if ranks.rank == 0:
-                remeasured = _measured_before(path, each) or budgets.remeasure(each, point.target)
+                before = _measured_before(path, each)
+                remeasured = before or budgets.remeasure(each, point.target)
                 if remeasured is not None:
                     each = replace(each, provenance={**each.provenance, "latency": remeasured.to_json()})
-                    notes.append(_remeasured(path, prefix, remeasured))
+                    notes.append(_remeasured(path, prefix, remeasured) + (", as measured before" if before else ""))
                 each.save(path)
             ranks.wait()  # nothing else runs while a network is timed
             found.append((path, each))

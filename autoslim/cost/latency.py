@@ -83,9 +83,10 @@ class Setup:
 
     @property
     def label(self) -> str:
-        """A part of a file name that tells setups apart."""
-        backend = "" if self.backend == "torch" else f"-{self.backend}"
-        return f"{self.device.replace(':', '')}-batch{self.batch}-threads{self.threads}{backend}"
+        """A part of a file name that tells setups apart, and versions of torch."""
+        device = self.device.replace(":", "")
+        backend = "" if self.backend == "torch" else f"{self.backend}-"
+        return f"{device}-batch{self.batch}-threads{self.threads}-{backend}torch{torch.__version__.partition('+')[0]}"
 
     @property
     def device_name(self) -> str:

@@ -199,7 +199,7 @@ class Race(_PartsContest):
         every: images from one decision to the next.
     """
 
-    def __init__(self, evaluator, step: Step, *, z: float, least: int, most: int, every: int = 1):
+    def __init__(self, evaluator, step: Step, *, z: float, least: int, most: int, every: int):
         super().__init__(evaluator, step)
         self._z = z
         self._last = batches_with(most, evaluator.sizes)

@@ -28,9 +28,9 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How a fast search samples: standard errors, images of the first and the last decision and between two of them, images that
 # calibrate a candidate.
 RACE = {"z": 2.0, "least": 512, "most": 1024, "every": 256, "calibration": 256}
-# Images of a batch. Small ones share the work of few images among processes, and let an exact search stop sooner; GPUs would
-# be idle with them.
-BATCH = {"cpu": 64, "cuda": 256}
+# Images of a batch that calibrates a candidate of a fast search; of one that is scored on a CPU, where small ones share the work
+# among processes and let an exact search stop sooner; and on GPUs, which would be idle with them.
+CALIBRATION_BATCH, CPU_BATCH, GPU_BATCH = 64, 64, 256
 
 
 class Judgement:
@@ -95,9 +95,14 @@ class PartialEvaluator(SupernetEvaluator):
         # A batch norm that keeps no statistics makes an image's score depend on the others of its batch.
         with eval_mode(net):
             self._alone = all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))
-        self._size = min(BATCH[next(net.parameters()).device.type], self._most)
-        if self._alone:
-            self._images = self._images.cut(self._size)
+        self._size = min(CPU_BATCH if next(net.parameters()).device.type == "cpu" else GPU_BATCH, self._most)
+        self._sorts = self._alone and len(self._images.shapes()) == 1
+        if self._sorts:
+            self._images = self._images.joined()
+        # Whole configurations are scored on the images in the order and the batches in which they are given, at any time: the
+        # last digits of an image's loss depend on how many others are in its batch.
+        self._given = self._images.cut(self._size) if self._alone else self._images
+        self._images = self._given
         self.precision, self._cast = precision, PRECISIONS[precision]
         self._race = {**RACE, **(race or {})}
         self._order: str | None = None
@@ -124,9 +129,7 @@ class PartialEvaluator(SupernetEvaluator):
         judged = self._judge(config)
         if config.widths == self.net.full().widths:
             self._full = judged
-        # Summed in the order in which the images were given, whatever it is now: the same digits at any time.
-        error, loss = self._images.as_given(judged.values(len(self._images))).mean(dim=1).tolist()
-        return Score(error, loss, self.images)
+        return judged.score(len(self._given))
 
     def _judge(self, config: ChannelConfig) -> Judgement:
         judged, found = Judgement(config), {}
@@ -138,8 +141,8 @@ class PartialEvaluator(SupernetEvaluator):
                 found[i] = judged.measure.moments()
             judged.measure.combine(self.ranks.share(found).values()).store()
             found = {}
-            for i in self.ranks.own(range(len(self._images))):
-                x, target = self._images[i]
+            for i in self.ranks.own(range(len(self._given))):
+                x, target = self._given[i]
                 found[i] = _by_image(self._run_whole(x), target)
         judged.seen = self.ranks.share(found)
         return judged
@@ -184,23 +187,26 @@ class PartialEvaluator(SupernetEvaluator):
         self._order, self.base = effort, None
         self._drop_values()
         self._sort_images(full, effort)
-        self._used = self._calibration if effort == "exact" else self._calibration.cut(self._size, most=self._race["calibration"])
+        self._used = (
+            self._calibration
+            if effort == "exact"
+            else self._calibration.cut(min(CALIBRATION_BATCH, self._most), most=self._race["calibration"])
+        )
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
         self._fits = max(*self._used.sizes, *self._images.sizes) <= self._most
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
 
     def _sort_images(self, full: ChannelConfig, effort: str) -> None:
         """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
-        if not self._alone or len(self._images.shapes()) > 1:
+        if not self._sorts:
             return
         if effort == "exact":
             if self._full is None or self._full.config.widths != full.widths:
                 self._full = self._judge(full)
-            losses = self._images.as_given(self._full.values(len(self._images))[1])
-            order = losses.argsort(descending=True, stable=True)
+            order = self._full.values(len(self._given))[1].argsort(descending=True, stable=True)
         else:
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-        self._images = self._images.arranged(order, self._size)
+        self._images = self._given.arranged(order, self._size)
         self._full = None
 
     def _choose_what_to_keep(self, images: int) -> None:

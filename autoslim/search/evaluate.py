@@ -77,8 +77,10 @@ class SupernetEvaluator:
         device = next(net.parameters()).device
         self.net = net
         # Kept, so that every candidate is judged on the very same images.
-        self._images = Samples.of(images, device)
-        self._calibration = Samples.of(calibration, device, least=calibration_images)
+        self._images = images if isinstance(images, Samples) else Samples(images, device)
+        if not isinstance(calibration, Samples):
+            calibration = Samples(calibration, device, least=calibration_images, labels=False)
+        self._calibration = calibration
         for batches, what in ((self._images, "score"), (self._calibration, "calibrate batch norm with")):
             if not len(batches):
                 raise DataError(f"there are 0 images to {what}; pass at least one batch")

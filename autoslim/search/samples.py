@@ -20,31 +20,27 @@ class Samples:
         batches: `(inputs, labels)` pairs, or inputs `[N, ...]` alone; an input may be several tensors.
         device: where they are kept.
         least: leading batches are taken until they hold this many images; all by default.
+        labels: whether labels are kept; batches have None in their place otherwise.
 
     Attributes:
         sizes: images of every batch.
     """
 
-    def __init__(self, batches: Iterable, device: torch.device, *, least: float = math.inf):
+    def __init__(self, batches: Iterable, device: torch.device, *, least: float = math.inf, labels: bool = True):
         self._prepare = lambda x: x
         if isinstance(batches, Loader) and batches.plain:
             batches, self._prepare = batches.stored(), batches.prepare
         self._stored: list[tuple] = []
+        # Which stored batch a batch is from, and which images of it; None for all.
+        self._rows: list[tuple[int, slice | Tensor | None]] = []
         self.sizes: list[int] = []
         for batch in batches:
             x, target = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-            self._stored.append((to_device(x, device), to_device(target, device)))
+            self._stored.append((to_device(x, device), to_device(target, device) if labels else None))
+            self._rows.append((len(self._rows), None))
             self.sizes.append(images_of(x))
             if self.images >= least:
                 break
-        # Which stored batch a batch is from, and which images of it.
-        self._rows: list[tuple[int, slice | Tensor]] = [(i, slice(n)) for i, n in enumerate(self.sizes)]
-        self._order: Tensor | None = None
-
-    @classmethod
-    def of(cls, batches: Iterable, device: torch.device, **options) -> "Samples":
-        """Return samples as they are, and others in new ones."""
-        return batches if isinstance(batches, cls) else cls(batches, device, **options)
 
     @property
     def images(self) -> int:
@@ -59,56 +55,52 @@ class Samples:
 
     def __getitem__(self, i: int) -> tuple:
         part, rows = self._rows[i]
-        x, target = _take(self._stored[part], rows)
+        x, target = self._stored[part]
+        if rows is not None:
+            x, target = tree_map(lambda t: t[rows] if isinstance(t, Tensor) else t, (x, target))
         return self._prepare(x), target
 
     def shapes(self) -> set[tuple]:
         """Return the shapes that inputs and labels of one image have, the labels' last."""
         return {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._stored}
 
+    def joined(self) -> "Samples":
+        """Return all images as one batch, in one piece of memory."""
+        if len(self._stored) == 1:
+            return self
+        batch = tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._stored)
+        return self._with([batch], [(0, None)], [self.images])
+
     def cut(self, size: int, *, most: float = math.inf) -> "Samples":
-        """Return the leading images, `most` at most, in batches of no more than `size`; the memory is shared."""
-        cut = self._alike()
+        """Return the leading images as they were given, `most` at most, in batches of no more than `size`.
+
+        The memory is shared.
+        """
+        rows: list = []
+        sizes: list[int] = []
         for part, (x, _) in enumerate(self._stored):
-            end = int(min(images_of(x), most - cut.images))
+            end = int(min(images_of(x), most - sum(sizes)))
             for start in range(0, end, size):
-                cut._add(part, slice(start, min(start + size, end)))
-        return cut
+                rows.append((part, slice(start, min(start + size, end))))
+                sizes.append(min(size, end - start))
+        return self._with(self._stored, rows, sizes)
 
     def arranged(self, order: Tensor, size: int) -> "Samples":
-        """Return all images in another order, of their places as they were given, in batches of `size`.
+        """Return joined images in another order, of their places as they were given, in batches of `size`.
 
-        They are brought into one piece of memory the first time; it is shared from then on.
+        The memory is shared.
         """
-        arranged = self._alike()
-        if len(self._stored) > 1:
-            joined = tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._stored)
-            arranged._stored = [joined]
-        arranged._order = order
-        device = next(t.device for t in tree_leaves(self._stored) if isinstance(t, Tensor))
-        for rows in order.to(device).split(size):
-            arranged._add(0, rows)
-        return arranged
+        (batch,) = self._stored
+        device = next(t.device for t in tree_leaves(batch) if isinstance(t, Tensor))
+        rows = order.to(device).split(size)
+        return self._with(self._stored, [(0, r) for r in rows], [len(r) for r in rows])
 
-    def as_given(self, values: Tensor) -> Tensor:
-        """Bring values `[..., N]` of all images into the order in which the images were given."""
-        return values if self._order is None else values[..., self._order.argsort()]
-
-    def _alike(self) -> "Samples":
-        alike = object.__new__(Samples)
-        alike._prepare, alike._stored, alike._order = self._prepare, self._stored, self._order
-        alike.sizes, alike._rows = [], []
-        return alike
-
-    def _add(self, part: int, rows: slice | Tensor) -> None:
-        self._rows.append((part, rows))
-        self.sizes.append(rows.stop - rows.start if isinstance(rows, slice) else len(rows))
+    def _with(self, stored: list, rows: list, sizes: list[int]) -> "Samples":
+        samples = object.__new__(Samples)
+        samples._prepare, samples._stored, samples._rows, samples.sizes = self._prepare, stored, rows, sizes
+        return samples
 
 
 def images_of(x) -> int:
     """Return how many images the inputs of a network are."""
     return next(len(t) for t in tree_leaves(x) if isinstance(t, Tensor))
-
-
-def _take(batch: tuple, rows: slice | Tensor) -> tuple:
-    return tree_map(lambda t: t[rows] if isinstance(t, Tensor) else t, batch)

@@ -1,0 +1,45 @@
+"""Files are written whole or not at all."""
+
+import os
+import time
+
+import pytest
+
+from autoslim.errors import RunError
+from autoslim.files import atomic_write
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_fails_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and names(tmp_path) == ["a.json"]
+    with atomic_write(path) as file:
+        file.write("new")
+    assert path.read_text() == "new" and names(tmp_path) == ["a.json"]
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "a.json", tmp_path, tmp_path / ("a" * 300)):
+        with pytest.raises(RunError, match=str(path)), atomic_write(path):
+            pass
+
+
+def test_leftovers_of_killed_writers_are_removed_after_a_day(tmp_path):
+    mine = [".a.json.x7.part", ".a.json.x8.part"]
+    others = [".a.json.20240131", ".b.json.x7.part", "a.json.x7.part"]
+    for name in mine + others:
+        (tmp_path / name).write_text("")
+    old = time.time() - 2 * 86400
+    for name in [mine[0], *others]:
+        os.utime(tmp_path / name, (old, old))
+    with atomic_write(tmp_path / "a.json") as file:
+        file.write("")
+    assert names(tmp_path) == sorted([mine[1], *others, "a.json"])
