@@ -8,7 +8,8 @@ from fvcore.nn import FlopCountAnalysis
 from tricky import randomized
 
 import autoslim
-from autoslim.cost.targets import check_targets, format_amount, parse_amount
+from autoslim.cost.amounts import KINDS
+from autoslim.cost.budgets import check_budgets
 
 
 def counted(network, inputs):
@@ -90,13 +91,13 @@ def test_bytes_follow_the_precision_of_the_weights():
     ],
 )
 def test_amounts_as_users_write_them(text, value):
-    assert parse_amount(text, 1000) == pytest.approx(value)
+    assert KINDS["macs"].read(text, 1000) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["", "fast", "-3M", "0", "0%", "1.2.3M", "3MM", "nan", "inf", "1e999", ".", "60 %%", None])
 def test_wrong_amounts_are_refused_with_their_text(text):
     with pytest.raises(autoslim.AutoSlimError) as caught:
-        parse_amount(text, 1000)
+        KINDS["macs"].read(text, 1000)
     assert repr(text) in str(caught.value)
 
 
@@ -104,13 +105,16 @@ def test_wrong_amounts_are_refused_with_their_text(text):
     ("value", "text"), [(3e8, "300M"), (1.2e9, "1.2G"), (87_976_448, "87.98M"), (999, "999"), (1500, "1.5k")]
 )
 def test_amounts_in_short(value, text):
-    assert format_amount(value) == text
+    assert KINDS["macs"].format(value) == text
 
 
 def test_targets_come_largest_first_and_within_reach():
-    assert check_targets(["40%", 900, "100%"], 1000, 300) == [1000, 900, 400]
-    assert check_targets([300], 1000, 300) == [300]
+    def check(wanted):
+        return [target.amounts["macs"] for target in check_budgets({"macs": wanted}, {"macs": 1000}, {"macs": 300})]
+
+    assert check(["40%", 900, "100%"]) == [1000, 900, 400]
+    assert check([300]) == [300]
     for wrong, words in ((["20%"], "below the narrowest"), ([1001], "above the full"), ([], "no target")):
         with pytest.raises(autoslim.AutoSlimError, match=words) as caught:
-            check_targets(wrong, 1000, 300)
+            check(wrong)
         assert "300 to 1k MACs" in str(caught.value)

@@ -324,6 +324,12 @@ def test_impossible_searches_are_refused_by_the_call_itself(order, arguments, wo
         order(supernet(), **{"evaluator": Table(no_evaluation), **arguments})
 
 
+@all_orders
+def test_targets_close_to_each_other_have_names_of_their_own(order):
+    points = list(order(deep(), targets={"macs": ["60%", "60.001%"]}, evaluator=Table(lumpy)))
+    assert len({point.target.label for point in points}) == 2
+
+
 @pytest.mark.parametrize(
     ("order", "options", "words"),
     [

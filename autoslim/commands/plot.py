@@ -106,9 +106,9 @@ def _found(search: Path) -> list:
 
 
 def _label(config) -> str:
-    from autoslim.cost.targets import format_amount
+    from autoslim.cost.amounts import KINDS
 
-    return f"{format_amount(config.cost['macs'])} MACs"
+    return f"{KINDS['macs'].format(config.cost['macs'])} MACs"
 
 
 def _spectrum(searches: list[Path], retrained: list[dict], out: Path) -> None:

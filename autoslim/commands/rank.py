@@ -100,13 +100,13 @@ def rank_study(
 
 def _drawn(net, space, targets, count: int, seed: int) -> dict:
     """Return for each target the largest uniform configuration and random ones, by name."""
-    from autoslim.cost.table import CostTable
-    from autoslim.cost.targets import check_targets, format_amount
+    from autoslim.cost.budgets import Budgets
     from autoslim.search.orders import random_configs, uniform_config
 
-    table, found = CostTable(net), {}
-    for target in check_targets(targets, table.cost(net.full()).macs, table.cost(net.narrowest()).macs):
-        uniform, amount = uniform_config(net, target), format_amount(target)
+    budgets, found = Budgets(net, ["macs"]), {}
+    for wanted in budgets.check({"macs": targets}):
+        target, amount, table = wanted.amounts["macs"], wanted.label, budgets.table
+        uniform = uniform_config(net, target)
         # One more than needed, as the uniform one may be among them.
         drawn = [c for c in random_configs(net, target, count, seed=seed) if c.widths != uniform.widths][: count - 1]
         found[f"uniform-{amount}"] = _about(uniform, "uniform", target, table, space)

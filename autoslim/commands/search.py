@@ -177,7 +177,7 @@ def search_run(
 
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
-    from autoslim.cost.budgets import parse_bytes
+    from autoslim.cost.amounts import parse_bytes
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE

@@ -1,7 +1,7 @@
 """Budgets of several kinds at once: multiply-adds, parameters, bytes of weights, peak memory, latency."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 
 import torch
@@ -9,71 +9,14 @@ from torch.utils._pytree import tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
+from autoslim.cost.amounts import KINDS, labels
 from autoslim.cost.memory import PeakMemory
 from autoslim.cost.table import CostTable
-from autoslim.cost.targets import read_amount
 from autoslim.errors import ConfigError, TargetError
 from autoslim.slimmable.materialize import example_input
 from autoslim.slimmable.supernet import Supernet
 
-PRECISIONS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # bytes of a parameter
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How amounts of one kind are written.
-
-    Attributes:
-        option: what messages call a target of it.
-        mark: what stands before an amount in a file name.
-        unit: what stands behind an amount in messages.
-        scales: suffix and worth, largest first, of an amount in short.
-        more: other suffixes that users may write, in lower case.
-        examples: amounts as users write them.
-    """
-
-    option: str
-    mark: str
-    unit: str
-    scales: tuple[tuple[str, float], ...]
-    more: Mapping[str, float]
-    examples: str
-
-    def read(self, text: str | float, full: float) -> float:
-        """Return an amount as a number; `60%` is a part of `full`.
-
-        Raises:
-            TargetError: the text is no positive amount.
-        """
-        units = {"": 1.0, **self.more, **{suffix.lower(): worth for suffix, worth in self.scales}}
-        return read_amount(text, full, self.option, units=units, examples=self.examples)
-
-    def format(self, amount: float, digits: int = 4) -> str:
-        """Return an amount in short: 300M, 4MB, 12ms."""
-        suffix, worth = next((row for row in self.scales if amount >= row[1]), self.scales[-1])
-        return f"{amount / worth:.{digits}g}{suffix}"
-
-
-_COUNTS = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
-_BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
-_MORE_BYTES = {"k": 1e3, "m": 1e6, "g": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
-# In the order in which targets and their file names list them.
-KINDS = {
-    "macs": Kind("flops target", "", " MACs", _COUNTS, {"t": 1e12}, "300M, 1.2G, 300e6 or 60%"),
-    "params": Kind("params target", "params-", " parameters", _COUNTS, {"t": 1e12}, "2M, 500k, 2e6 or 60%"),
-    "size": Kind("size target", "size-", "", _BYTES, _MORE_BYTES, "4MB, 4MiB, 500kB or 60%"),
-    "memory": Kind("memory target", "memory-", "", _BYTES, _MORE_BYTES, "20MB, 20MiB, 500kB or 60%"),
-    "latency": Kind("latency target", "", "", (("ms", 1.0), ("us", 1e-3)), {"s": 1e3}, "12ms, 800us, 0.1s or 60%"),
-}
-
-
-def parse_bytes(text: str | float, what: str) -> float:
-    """Return an amount of bytes: 4G, 4GB, 500MiB. Errors name it by `what`.
-
-    Raises:
-        TargetError: the text is no positive amount.
-    """
-    return replace(KINDS["memory"], option=what, examples="4GB, 500MB or 500MiB").read(text, 0)
+PARAMETER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # bytes of a parameter
 
 
 class Budgets:
@@ -83,7 +26,7 @@ class Budgets:
         net: the supernet; it is read once.
         kinds: names of `KINDS`: "macs" and "params" (always counted), "size" (bytes of the parameters at `precision`),
             "memory" (bytes that are alive at once while `batch` examples go through, see `PeakMemory`), "latency" (ms).
-        precision: of the parameters in "size": one of `PRECISIONS`. Memory is counted at the network's own.
+        precision: of the parameters in "size": one of `PARAMETER_BYTES`. Memory is counted at the network's own.
         batch: examples that go through at once in "memory".
         example: inputs to take shapes from, where zeros of the supernet's `input_shape` will not do. Those of a network that
             was not traced from its inputs are taken as they are, whatever `batch` is.
@@ -110,14 +53,14 @@ class Budgets:
     ):
         kinds = set(kinds)
         _check_kinds(kinds)
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(PRECISIONS)}")
+        if precision not in PARAMETER_BYTES:
+            raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(PARAMETER_BYTES)}")
         if not (isinstance(batch, int) and batch >= 1):
             raise ConfigError(f"batch is {batch!r}; it must be a whole number of examples, 1 or more")
         if "latency" in kinds and latency is None:
             raise ConfigError("a latency target needs to know how long a configuration takes; pass latency=")
         self.table = CostTable(net)
-        self._size = PRECISIONS[precision] if "size" in kinds else None
+        self._size = PARAMETER_BYTES[precision] if "size" in kinds else None
         self._memory = PeakMemory(net, _inputs(net, example, batch)) if "memory" in kinds else None
         self._latency = latency if "latency" in kinds else None
         self.full = self.costs(net.full().widths)
@@ -247,7 +190,7 @@ def check_budgets(
     paired = [row for i, row in enumerate(paired) if row not in paired[:i]]
     for row in paired:
         _check_reach(row, full, narrowest)
-    return [Target(row, label) for row, label in zip(paired, _labels(paired))]
+    return [Target(row, label) for row, label in zip(paired, labels(paired))]
 
 
 def _reach(name: str, full: Mapping[str, float], narrowest: Mapping[str, float]) -> str:
@@ -267,12 +210,3 @@ def _check_reach(row: Mapping[str, float], full: Mapping[str, float], narrowest:
         reach = "; ".join(_reach(name, full, narrowest) for name in row)
         what = "is above the full network" if len(row) == 1 else "asks for nothing: the full network meets it"
         raise TargetError(f"{text} {what} ({reach}); lower it, or take a wider supernet")
-
-
-def _labels(rows: list[dict[str, float]]) -> list[str]:
-    """Return a file name for each row, with as many digits as it takes to tell them apart."""
-    for digits in range(4, 18):
-        labels = ["_".join(KINDS[name].mark + KINDS[name].format(a, digits) for name, a in row.items()) for row in rows]
-        if len(set(labels)) == len(rows):
-            break
-    return [label.replace("+", "") for label in labels]

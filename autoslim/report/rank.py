@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from autoslim.cost.targets import format_amount
+from autoslim.cost.amounts import labels
 from autoslim.errors import RunError
 from autoslim.report import series, style
 from autoslim.report.tables import align
@@ -116,9 +116,8 @@ def describe_rank(rows: Sequence[dict]) -> dict:
     words = [f"Over {_words(report)}."]
     if len(targets) > 1:
         report["targets"] = {}
-        for target in targets:
+        for target, name in zip(targets, labels([{"macs": target} for target in targets])):
             among = [row for row in rows if row["target"] == target]
-            name = format_amount(target)
             report["targets"][name] = found = _compare(among)
             words.append(f"At {name} MACs alone, over {_words(found)}.")
     return report | {"words": " ".join(words)}

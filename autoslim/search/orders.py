@@ -10,9 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.cost.budgets import Target
+from autoslim.cost.amounts import KINDS
+from autoslim.cost.budgets import Budgets
 from autoslim.cost.table import CostTable
-from autoslim.cost.targets import check_targets, format_amount
 from autoslim.errors import ConfigError, RunError, TargetError
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.greedy import SearchPoint
@@ -121,8 +121,8 @@ def uniform_config(net: Supernet, target: float) -> ChannelConfig:
     costs = [macs(_widths(config)) for config in configs]
     if costs[0] > target:
         raise TargetError(
-            f"flops target {format_amount(target)} is below the narrowest uniform configuration "
-            f"({format_amount(costs[0])} MACs); raise the target"
+            f"flops target {_in_short(target)} is below the narrowest uniform configuration "
+            f"({_in_short(costs[0])} MACs); raise the target"
         )
     return configs[max(i for i, cost in enumerate(costs) if cost <= target)]
 
@@ -152,6 +152,10 @@ def _macs_of(net: Supernet) -> Callable[[Widths], int]:
     return lambda widths: table.cost(dict(zip(names, widths))).macs
 
 
+def _in_short(macs: float) -> str:
+    return KINDS["macs"].format(macs)
+
+
 def _widths(config: ChannelConfig) -> Widths:
     return tuple(config.widths.values())
 
@@ -175,7 +179,7 @@ class _Window:
         found = self.new(count, self._draw)
         if not found:
             raise TargetError(
-                f"no configuration was found within {self._tolerance:.3g} of flops target {format_amount(self._most)} below it, "
+                f"no configuration was found within {self._tolerance:.3g} of flops target {_in_short(self._most)} below it, "
                 f"in {_PATIENCE} tries; name another target, widen tolerance, or lower the divisor of the grid"
             )
         return found
@@ -189,7 +193,7 @@ class _Window:
             misses = 0 if fresh else misses + 1
             found.update({widths: None} if fresh else {})
         if 0 < count != len(found):
-            log.info("only %d of %d new configurations were found just below %s", len(found), count, format_amount(self._most))
+            log.info("only %d of %d new configurations were found just below %s", len(found), count, _in_short(self._most))
         return list(found)
 
     def child(self, parents: list[Widths]) -> Widths | None:
@@ -255,8 +259,7 @@ class _Search:
         self._net, self._score, self._progress = net, score, progress
         self._trace = OrderTrace() if trace is None else trace
         self.macs = _macs_of(net)
-        full, narrowest = (self.macs(_widths(config)) for config in (net.full(), net.narrowest()))
-        self.targets = check_targets(targets["macs"], full, narrowest)
+        self.targets = {target.amounts["macs"]: target for target in Budgets(net, ["macs"]).check(targets)}
         if evaluator is None:
             if images is None or calibration is None:
                 raise ConfigError("the search needs images and calibration batches, or an evaluator; pass them")
@@ -268,7 +271,7 @@ class _Search:
         net = self._net
         for target in self.targets:
             found: dict[Widths, tuple[tuple, Score]] = {}
-            bar = tqdm(total=evaluations, desc=f"searching {format_amount(target)}", unit="net", disable=not self._progress)
+            bar = tqdm(total=evaluations, desc=f"searching {self.targets[target].label}", unit="net", disable=not self._progress)
 
             def judge(widths: Widths, target=target, found=found, bar=bar) -> tuple:
                 """Return what configurations are ordered by: the score, then the cost, then who came first."""
@@ -293,9 +296,7 @@ class _Search:
         cost = CostTable(self._net).cost(config := self._net.make_config(widths))
         config = replace(config, cost=cost.to_json(), estimate={"kind": "supernet estimate", **score.to_json()})
         step = sum(choice > width for row, width in zip(self._net.widths, widths) for choice in row.choices)
-        return SearchPoint(
-            target=Target({"macs": target}, format_amount(target)), config=config, cost=cost, score=score, step=step
-        )
+        return SearchPoint(target=self.targets[target], config=config, cost=cost, score=score, step=step)
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ class OrderTrace:
         if before:
             if (before[0].widths, before[0].macs) != (widths, macs):
                 raise RunError(
-                    f"{self._path} was written by another search (configuration {place + 1} of {format_amount(target)} differs); "
+                    f"{self._path} was written by another search (configuration {place + 1} of {_in_short(target)} differs); "
                     "search with the same settings, or into another file"
                 )
             return before[0].score
