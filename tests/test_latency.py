@@ -457,7 +457,11 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
     faked(Fake(scale=2.0, constant=1.0))
     run_folder, path = tmp_path / "run", tmp_path / "table.json"
     assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", run_folder, "--device", "cpu") == 0
-    assert run("latency-table", run_folder, "--device", "cpu", "--batch", 4, "--out", path, "--check", 0) == 0
+    table = ("latency-table", run_folder, "--device", "cpu", "--batch", 4, "--out", path, "--check", 0)
+    assert "--input-shape is that of the run" in refused(capsys, *table, "--input-shape", "1,9,9", code=2) and not path.exists()
+    assert run(*table, "--points", 3) == 0
+    faked(Fake(limit=0))  # nothing is missing in the table, for itself or for a search
+    assert run(*table) == 0
     measured = []
 
     def fake(network, inputs, setup, *, whole=True):

@@ -18,8 +18,9 @@ from autoslim.spaces import load_space
     help="What runs the network; onnxruntime on the CPU.",
 )  # fmt: skip
 @click.option(
-    "--points", default=16, show_default=True, type=click.IntRange(2),
-    help="Widths of a layer that are measured, at most; between them the table interpolates.",
+    "--points", type=click.IntRange(2),
+    help="Widths of a layer that are measured, at most; between them the table interpolates.  [default: those of the table that "
+    "is there, else 16]",
 )  # fmt: skip
 @click.option("--check", default=20, show_default=True, type=click.IntRange(0), help="Random configurations to compare with.")
 @click.option("--out", type=click.Path(path_type=Path), help="The table.  [default: latency-SPACE-SETUP.json]")
@@ -31,7 +32,10 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
     From the table the latency of any configuration is predicted; it is compared with that of random configurations measured
     end to end. Run again, it goes on where it was cut off. Keep the machine quiet meanwhile.
     """
-    loaded = _space_of_run(Path(space)) or load_space(space, input_shape=input_shape)
+    loaded = _space_of_run(Path(space))
+    if loaded and options.given("input_shape"):
+        raise click.UsageError(f"--input-shape is that of the run {space}; leave it out")
+    loaded = loaded or load_space(space, input_shape=input_shape)
     setup = latency_setup(device, batch=batch, threads=threads, backend=backend)
     out = out or Path(f"latency-{loaded.name.replace(':', '.')}-{setup.label}.json")
     table = space_table(loaded, out, setup, points=points)
@@ -63,7 +67,7 @@ def latency_setup(device: str, *, batch=1, threads=1, backend="torch"):
     return Setup(device=place, batch=batch, threads=threads, backend=backend)
 
 
-def space_table(space, path: Path, setup, *, points=16):
+def space_table(space, path: Path, setup, *, points: int | None = None):
     """Open the latency table of a search space (`open_table`), with progress on stderr."""
     import torch
 

@@ -134,3 +134,10 @@ def _parse_shape(ctx, param, value: str) -> tuple[int, ...]:
 def print_json(document) -> None:
     """Print one JSON document on stdout."""
     click.echo(json.dumps(document, indent=1))
+
+
+def given(*names: str) -> list[str]:
+    """Return those of some options of the command that runs that stand on the command line, as they are written there."""
+    context = click.get_current_context()
+    there = [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    return [f"--{name.replace('_', '-')}" for name in there]

@@ -139,7 +139,7 @@ def open_table(
     *,
     setup: Setup | None = None,
     rules: Mapping | None = None,
-    points: int = 16,
+    points: int | None = None,
     rounds: int = 3,
     calibration: int = 16,
     progress: bool = False,
@@ -154,7 +154,7 @@ def open_table(
         path: the file, which is rewritten every few seconds; None keeps the table in memory.
         setup: device, batch, threads and backend.
         rules: the rules that the groups of the supernet were found with, if any were given.
-        points: widths of a group that are measured, at most.
+        points: widths of a group that are measured, at most; by default as many as in the file, 16 in a new one.
         rounds: how often everything is measured, in turn, so that a noisy moment spoils no layer.
         calibration: whole networks that the sum of the parts is fitted to, the widest and the narrowest included.
         report: takes the line that says, before the parts are measured, that width hardly helps on this device.
@@ -166,8 +166,9 @@ def open_table(
     """
     setup = setup or Setup()
     device = next(net.parameters()).device
+    points = points or _stored_points(path) or 16
     parts = Parts(net, to_device(setup.inputs(example), device), rules=rules, points=points)
-    with _Records(path, net, example, setup, parts) as records:
+    with _Records(path, net, setup, parts, points) as records:
         whole = _Whole(net, setup.inputs(example), records, rounds, measure)
         whole.measure([net.full(), net.narrowest()], "measuring the widest and the narrowest network", progress)
         message = width_message(whole.latency(net.full()), whole.latency(net.narrowest()))
@@ -216,7 +217,7 @@ class _Whole:
 class _Records:
     """Measured latencies by what was measured, in a file that is rewritten every few seconds while a `with` block runs."""
 
-    def __init__(self, path, net: Supernet, example, setup: Setup, parts: Parts):
+    def __init__(self, path, net: Supernet, setup: Setup, parts: Parts, points: int):
         self.setup = setup
         self._path = None if path is None else Path(path)
         dtype = next(p.dtype for p in net.parameters())
@@ -229,7 +230,9 @@ class _Records:
         self._document = {**about, "networks": {}, "points": {}}
         if self._path is not None and self._path.exists():
             self._document = _check(read_json(self._path, RunError), about, self._path)
-        self._changed, self._saved = False, time.monotonic()
+        self._changed = self._document.get("widths") != points
+        self._document["widths"] = points
+        self._saved = time.monotonic()
 
     def rounds(self, kind: str, key: str) -> int:
         return len(self._document[kind].get(key, ()))
@@ -270,6 +273,13 @@ def read_setup(path: str | Path) -> Setup:
         return Setup(**{name: document["setup"][name] for name in ("device", "batch", "threads", "backend")})
     except (KeyError, TypeError) as error:
         raise RunError(f"{path} is no latency table ({_FORMAT}); write one with `autoslim latency-table`") from error
+
+
+def _stored_points(path) -> int | None:
+    """Return how many widths of a group the table in a file was measured at; None where there is none that tells."""
+    document = read_json(Path(path), RunError) if path is not None and Path(path).exists() else None
+    points = document.get("widths") if isinstance(document, dict) else None
+    return points if isinstance(points, int) and points >= 2 else None
 
 
 def _check(document, about: dict, path: Path) -> dict:
