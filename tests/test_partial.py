@@ -117,6 +117,9 @@ def test_a_network_that_cannot_be_followed_is_run_whole(caplog):
     with caplog.at_level("INFO"):
         assert type(step_evaluator(net, images, images)) is SupernetEvaluator
     assert "every candidate is run whole" in caplog.text
+    assert [len(x) for x, _ in step_evaluator(net, batches([150], 0), images)._images] == [64, 64, 22]
+    with pytest.raises(autoslim.AutoSlimError, match="precision bf16 is for networks that run in parts"):
+        step_evaluator(net, images, images, precision="bf16")
     (point,) = autoslim.greedy_search(net, images, images, targets={"macs": ["80%"]}, effort="fast", score="loss")
     assert point.score.images == 4
 
@@ -418,6 +421,24 @@ def test_batches_that_do_not_fit_among_others_that_do(norm, sizes):
     one = PartialEvaluator(net, data, calibration)._partial.bytes
     for found, expected in contested(net, data, calibration, memory_budget=4 * 10 * one):  # ten images are at work at once
         assert found == pytest.approx((expected.error, expected.loss), rel=1e-4)
+
+
+def test_a_fast_search_calibrates_on_no_smaller_batches_for_want_of_memory(caplog):
+    net, _ = supernet(tricky.Residual)
+    data, ((x, _),) = batches([40], 0), batches([64], 1)
+    one = PartialEvaluator(net, data, [x])._partial.bytes
+    traces = []
+    for calibration, budget in (([x], 4 * one), (x.split(16), 4e9)):  # one image is at work at once, or all
+        evaluator = PartialEvaluator(net, data, calibration, memory_budget=budget)
+        traces.append(autoslim.SearchTrace())
+        options = {"targets": {"macs": ["80%"]}, "score": "loss", "trace": traces[-1]}
+        with caplog.at_level("INFO"):
+            list(autoslim.greedy_search(net, evaluator=evaluator, **options))
+        assert ("batches of 16 images do not fit" in caplog.text) == (budget < 4e9)
+        caplog.clear()
+    few, plenty = ([(c.step, c.group, c.loss) for c, _ in trace.rows if c.step] for trace in traces)
+    assert [row[:2] for row in few] == [row[:2] for row in plenty]
+    assert [loss for *_, loss in few] == pytest.approx([loss for *_, loss in plenty], rel=1e-5)
 
 
 def test_what_cannot_be_judged_is_refused_in_words():
