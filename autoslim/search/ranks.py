@@ -25,8 +25,8 @@ class Ranks:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
 
     def device(self, name: str) -> str:
-        """Return the device of this process: of several GPUs its own, where none is named."""
-        if name == "auto" and self.count > 1 and torch.cuda.is_available():
+        """Return the device of this process: of several GPUs its own, unless one of them is named, as "cuda:1"."""
+        if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
             return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         return name
 
