@@ -30,21 +30,14 @@ _TERMS = {
 }  # fmt: skip
 
 
-def _given(names) -> list[str]:
-    """Return those of some options that stand on the command line."""
-    context = click.get_current_context()
-    there = [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-    return [f"--{name.replace('_', '-')}" for name in there]
-
-
 def _check_terms(targets: Mapping, latency_table: Path | None) -> None:
     """Refuse options that have no effect."""
     for name, kinds in _TERMS.items():
-        if not set(kinds) & set(targets) and (given := _given([name])):
+        if not set(kinds) & set(targets) and (given := options.given(name)):
             raise click.UsageError(
                 f"{given[0]} is for {' or '.join(f'--{kind}-target' for kind in kinds)}; add one, or leave it out"
             )
-    if latency_table and (given := _given(["batch", "latency_device", "threads"])):
+    if latency_table and (given := options.given("batch", "latency_device", "threads")):
         raise click.UsageError(f"{given[0]} is that of --latency-table {latency_table}; leave one of the two out")
 
 
@@ -52,7 +45,7 @@ def _check_order(order: str, targets: Mapping) -> None:
     """Refuse options that an order of search does not take."""
     greedy = ["effort", "precision", "pick", "swaps", "memory_budget"]
     refused = {"greedy": ["evaluations"], "uniform": [*greedy, "evaluations"]}.get(order, greedy)
-    if given := _given(refused):
+    if given := options.given(*refused):
         raise click.UsageError(f"--order {order} does not take {given[0]}")
     if order != "greedy" and set(targets) != {"macs"}:
         raise click.UsageError(f"--order {order} takes --flops-target and no other target")
@@ -181,6 +174,7 @@ def search_run(
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE
+    from autoslim.search.lazy import AT_ONCE, REFRESH
     from autoslim.search.orders import OrderTrace
     from autoslim.search.ranks import Ranks
     from autoslim.search.swaps import swap
@@ -197,8 +191,9 @@ def search_run(
     rules["order"] = order
     if order == "greedy":
         rules |= {"effort": effort, "precision": precision}
-        # Where a batch does not fit, a fast search calibrates on smaller ones, and may decide otherwise.
-        rules |= {"memory_budget": budget, "race": RACE} if effort == "fast" else {}
+        if effort == "fast":
+            # Where a batch does not fit, a fast search calibrates on smaller ones, and may decide otherwise.
+            rules |= {"memory_budget": budget, "race": RACE, "refresh": REFRESH, "at_once": AT_ONCE[rules["score"]]}
         rules["budgets"] = budgets.decide_by(wanted)
     elif order != "uniform":
         rules["evaluations"] = evaluations

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from autoslim.search.contest import Step
 from autoslim.search.trace import Candidate
 
+REFRESH = 10  # steps between evaluations of all candidates
 # Candidates that enter a step together. Mistakes tell them apart less surely than losses do: more of them get another look.
 AT_ONCE = {"error": 4, "loss": 2}
 
@@ -47,7 +48,7 @@ class Lazy:
         at_once: candidates that enter together, in place of `AT_ONCE`.
     """
 
-    def __init__(self, score: str, *, refresh: int = 10, at_once: int | None = None):
+    def __init__(self, score: str, *, refresh: int = REFRESH, at_once: int | None = None):
         self._score = score
         self._refresh = refresh
         self._at_once = at_once or AT_ONCE[score]
