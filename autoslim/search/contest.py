@@ -54,8 +54,8 @@ class Judged:
     Attributes:
         score: its score.
         base: that of what it was narrowed from, on the same images.
-        certainty: probability that the best candidate beats this one (for the best: all others that entered) on images like
-            those scored, by a paired test; 1 where the decision is that of all images, None where nothing was compared.
+        certainty: probability that the best candidate beats this one (for the best: the one that comes closest to it) on
+            images like those scored, by a paired test; 1 where the decision is that of all images, None where nothing was compared.
     """
 
     score: Score

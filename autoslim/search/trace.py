@@ -18,8 +18,8 @@ class Candidate:
         error, loss: the supernet's estimate on the search images.
         images: how many images that is.
         base_error, base_loss: the estimate of what the candidate was narrowed from, on the same images.
-        certainty: probability that the picked candidate beats this one (the picked one: all others that were evaluated) on
-            images like these; 1 where all images decided, None where nothing was compared.
+        certainty: probability that the picked candidate beats this one (the picked one: the one that comes closest to it)
+            on images like these; 1 where all images decided, None where nothing was compared.
     """
 
     step: int
