@@ -54,8 +54,11 @@ def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind,
 def test_candidates_compared_in_reduced_precision_are_scored_in_full(precision, device):
     net = supernet(tricky.Residual, device)
     images, calibration = data(device, 1, 60, 30), data(device, 2, 16, 8)
-    evaluator = PartialEvaluator(net, images, calibration, precision=precision)
-    _, (point,) = search(evaluator, effort="fast")
+    first = {}
+    for each in ("fp32", precision):
+        trace, (point,) = search(PartialEvaluator(net, images, calibration, precision=each), effort="fast")
+        first[each] = {candidate.group: candidate.loss for candidate in trace.step(1)}
+    assert first[precision] != first["fp32"] and first[precision] == pytest.approx(first["fp32"], rel=0.05)
     again = SupernetEvaluator(net, images, calibration).score(point.config)
     assert (point.score.error, point.score.loss) == pytest.approx((again.error, again.loss), rel=1e-3)
 

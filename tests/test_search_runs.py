@@ -95,14 +95,16 @@ def whole(supernet, tmp_path_factory):
 def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort, tmp_path):
     trace = tmp_path / "out" / "trace.csv"
     lines = whole[effort]["trace.csv"].decode().splitlines()
-    wait_for = sorted(random.Random(effort).sample(range(1, len(lines)), 2))
-    for count in wait_for:
+    killed = 0
+    for count in sorted(random.Random(effort).sample(range(1, len(lines)), 2)):
         process = start(command(supernet, tmp_path / "out", "--effort", effort))
         while process.poll() is None and (not trace.exists() or len(trace.read_bytes().splitlines()) < count):
             time.sleep(0.002)
+        killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert trace.exists()
+    assert killed
     assert start(command(supernet, tmp_path / "out", "--effort", effort)).wait() == 0
     assert contents(tmp_path / "out") == whole[effort]
 
@@ -111,7 +113,7 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort
     ("options", "processes"),
     [
         (("--effort", "fast", "--swaps", 3), 1),
-        (("--effort", "exact"), 2),
+        (("--effort", "exact", "--precision", "bf16"), 2),
         (("--order", "evolution", "--evaluations", 40), 1),
     ],
 )
@@ -167,6 +169,14 @@ def test_an_exact_search_of_a_trained_network_is_brute_force_over_plain_networks
 def test_two_processes_write_what_one_writes(supernet, whole, effort, tmp_path):
     assert start(command(supernet, tmp_path / "out", "--effort", effort), processes=2).wait() == 0
     assert contents(tmp_path / "out") == whole[effort]
+
+
+@pytest.mark.parametrize("options", [("--swaps", "3"), ("--order", "evolution", "--evaluations", "40")])
+def test_two_processes_write_what_one_writes_in_other_ways_to_search(supernet, options, tmp_path):
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        assert start(command(supernet, out, *options), processes=processes).wait() == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_a_trace_is_not_gone_on_with_for_budgets_that_decide_otherwise(supernet, tmp_path, capsys):
