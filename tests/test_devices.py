@@ -8,6 +8,7 @@ from tricky import randomized
 import autoslim
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.ranks import Ranks
 from autoslim.slimmable.family import place
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
@@ -75,3 +76,23 @@ def test_a_found_network_is_the_supernet_at_its_widths(device):
     x = images[0][0]
     with torch.no_grad():
         torch.testing.assert_close(alone(x), net(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "expected"),
+    [
+        ("auto", 4, "cuda:3"),
+        ("cuda", 4, "cuda:3"),
+        ("cuda", 2, "cuda:1"),
+        ("cuda:0", 4, "cuda:0"),
+        ("cpu", 4, "cpu"),
+        ("auto", 0, "auto"),
+    ],
+)
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch, name, gpus, expected):
+    for variable, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 3)):
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert Ranks().device(name) == expected
