@@ -1,4 +1,6 @@
 import functools
+import logging
+import sys
 
 import pandas as pd
 import pytest
@@ -284,6 +286,18 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(autoslim.AutoSlimError, match="line 4"):
         autoslim.SearchTrace(path)
+
+
+def test_a_message_beside_the_bar_has_a_line_of_its_own(capsys):
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(handler)
+    try:
+        with Progress({"macs": 100.0}, [Target({"macs": 50.0}, "50")], shown=True) as shown:
+            shown.update({"macs": 80.0}, "step 1")
+            logging.getLogger("autoslim").warning("said meanwhile")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "said meanwhile" in capsys.readouterr().err.replace("\r", "\n").splitlines()
 
 
 def test_the_time_left_is_reckoned_from_where_a_search_went_on(monkeypatch):
