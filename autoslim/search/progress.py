@@ -1,11 +1,9 @@
 """What a search shows while it runs."""
 
-import contextlib
 import time
 from collections.abc import Iterable, Mapping
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoslim.cost.budgets import Target
 
@@ -23,19 +21,16 @@ class Progress:
         self._full = full
         self._targets = list(targets)
         self._bar = tqdm(total=100, desc="searching", disable=not shown, bar_format="{desc}: {n:.0f}%|{bar}| {elapsed}{postfix}")
-        self._own_lines = logging_redirect_tqdm() if shown else contextlib.nullcontext()  # for messages
         self._begin(full)
 
     def _begin(self, costs: Mapping[str, float]) -> None:
         self._started, self._origin = time.monotonic(), costs
 
     def __enter__(self) -> "Progress":
-        self._own_lines.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *_) -> None:
         self._bar.close()
-        self._own_lines.__exit__(*error)
 
     def update(self, costs: Mapping[str, float], text: str, *, recorded: bool = False) -> None:
         """Show how far a configuration with these costs is; the time left is reckoned from the last one that was recorded."""

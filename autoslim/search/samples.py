@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from autoslim.data.loader import Loader
 class Samples:
     """Batches of `(inputs, labels)` on a device, read as often as it takes.
 
-    What a `Loader` gives as it is stored is kept so, in one piece, and turned into floats whenever a batch is read: a quarter
-    of the memory.
+    What a `Loader` gives as it is stored is kept so, and turned into floats whenever a batch is read: a quarter of the memory.
 
     Args:
         batches: `(inputs, labels)` pairs, or inputs `[N, ...]` alone; an input may be several tensors.
@@ -30,13 +28,12 @@ class Samples:
 
     def __init__(self, batches: Iterable, device: torch.device, *, least: float = math.inf, labels: bool = True):
         self._prepare = lambda x: x
+        if isinstance(batches, Loader) and batches.plain:
+            batches, self._prepare = batches.stored(), batches.prepare
         self._stored: list[tuple] = []
         # Which stored batch a batch is from, and which images of it; None for all.
         self._rows: list[tuple[int, slice | Tensor | None]] = []
         self.sizes: list[int] = []
-        if isinstance(batches, Loader) and batches.plain:
-            self._load(batches, device, least, labels)
-            return
         for batch in batches:
             x, target = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
             self._stored.append((to_device(x, device), to_device(target, device) if labels else None))
@@ -44,18 +41,6 @@ class Samples:
             self.sizes.append(images_of(x))
             if self.images >= least:
                 break
-
-    def _load(self, loader: Loader, device: torch.device, least: float, labels: bool) -> None:
-        self._prepare, taken = loader.prepare, 0
-        sizes = [min(loader.batch_size, len(loader.images) - i * loader.batch_size) for i in range(len(loader))]
-        self.sizes = sizes[: next((i for i, held in enumerate(accumulate(sizes), 1) if held >= least), len(sizes))]
-        for size, (pixels, target) in zip(self.sizes, loader.stored()):
-            if not taken:
-                x, y = (torch.empty(self.images, *t.shape[1:], dtype=t.dtype, device=device) for t in (pixels, target))
-                self._stored = [(x, y if labels else None)]
-            x[taken : taken + size], y[taken : taken + size] = pixels, target
-            self._rows.append((0, slice(taken, taken + size)))
-            taken += size
 
     @property
     def images(self) -> int:
@@ -81,24 +66,23 @@ class Samples:
 
     def joined(self) -> "Samples":
         """Return all images as one batch, in one piece of memory."""
-        stored = self._stored
-        if len(stored) > 1:
-            stored = [tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *stored)]
-        return self._with(stored, [(0, None)], [self.images])
+        if len(self._stored) == 1:
+            return self
+        batch = tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._stored)
+        return self._with([batch], [(0, None)], [self.images])
 
     def cut(self, size: int, *, most: float = math.inf) -> "Samples":
-        """Return the leading images in their order, `most` at most, in batches of no more than `size`.
+        """Return the leading images as they were given, `most` at most, in batches of no more than `size`.
 
         The memory is shared.
         """
         rows: list = []
         sizes: list[int] = []
-        for (part, taken), held in zip(self._rows, self.sizes):
-            end = int(min(held, most - sum(sizes)))
+        for part, (x, _) in enumerate(self._stored):
+            end = int(min(images_of(x), most - sum(sizes)))
             for start in range(0, end, size):
-                stop = min(start + size, end)
-                rows.append((part, _rows(taken, start, stop)))
-                sizes.append(stop - start)
+                rows.append((part, slice(start, min(start + size, end))))
+                sizes.append(min(size, end - start))
         return self._with(self._stored, rows, sizes)
 
     def arranged(self, order: Tensor, size: int) -> "Samples":
@@ -115,14 +99,6 @@ class Samples:
         samples = object.__new__(Samples)
         samples._prepare, samples._stored, samples._rows, samples.sizes = self._prepare, stored, rows, sizes
         return samples
-
-
-def _rows(taken: slice | Tensor | None, start: int, stop: int) -> slice | Tensor:
-    """Return those from `start` to `stop` of the rows that a batch takes."""
-    if isinstance(taken, Tensor):
-        return taken[start:stop]
-    first = taken.start if taken else 0
-    return slice(first + start, first + stop)
 
 
 def images_of(x) -> int:
