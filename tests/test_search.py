@@ -1,6 +1,5 @@
 import functools
 import logging
-import sys
 
 import pandas as pd
 import pytest
@@ -11,6 +10,7 @@ from scores import Table
 from tricky import randomized
 
 import autoslim
+from autoslim.commands import AboveBars
 from autoslim.cost.budgets import Target
 from autoslim.search.progress import Progress
 
@@ -289,7 +289,7 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_a_message_beside_the_bar_has_a_line_of_its_own(capsys):
-    handler = logging.StreamHandler(sys.stderr)
+    handler = AboveBars()
     logging.getLogger().addHandler(handler)
     try:
         with Progress({"macs": 100.0}, [Target({"macs": 50.0}, "50")], shown=True) as shown:

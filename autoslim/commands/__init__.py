@@ -64,7 +64,7 @@ def cli():
 
 def main(args: list[str] | None = None) -> None:
     """Run the program: exit code 0, 1 for an error that one line explains, 2 for wrong usage."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
+    logging.basicConfig(handlers=[AboveBars()], format="%(message)s", level=logging.INFO)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     keep_freed_memory()
     try:
@@ -87,6 +87,16 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         _stop(f"{error.filename or 'a file'}: {error.strerror or error}; free the disk or pass a folder that can be written", 1)
+
+
+class AboveBars(logging.Handler):
+    """Writes messages to stderr, on lines of their own above the progress bars that are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _stop(message: str, code: int) -> None:
