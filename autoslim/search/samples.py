@@ -14,7 +14,8 @@ from autoslim.data.loader import Loader
 class Samples:
     """Batches of `(inputs, labels)` on a device, read as often as it takes.
 
-    What a `Loader` gives as it is stored is kept so, and turned into floats whenever a batch is read: a quarter of the memory.
+    What a `Loader` gives as it is stored is kept so, in one piece, and turned into floats whenever a batch is read: a quarter
+    of the memory.
 
     Args:
         batches: `(inputs, labels)` pairs, or inputs `[N, ...]` alone; an input may be several tensors.
@@ -28,8 +29,9 @@ class Samples:
 
     def __init__(self, batches: Iterable, device: torch.device, *, least: float = math.inf, labels: bool = True):
         self._prepare = lambda x: x
+        self._piece: tuple | None = None  # of memory that all stored batches are parts of
         if isinstance(batches, Loader) and batches.plain:
-            batches, self._prepare = batches.stored(), batches.prepare
+            batches, self._prepare = self._in_one_piece(batches, device, least, labels), batches.prepare
         self._stored: list[tuple] = []
         # Which stored batch a batch is from, and which images of it; None for all.
         self._rows: list[tuple[int, slice | Tensor | None]] = []
@@ -41,6 +43,20 @@ class Samples:
             self.sizes.append(images_of(x))
             if self.images >= least:
                 break
+
+    def _in_one_piece(self, loader: Loader, device: torch.device, least: float, labels: bool) -> Iterator[tuple]:
+        """Yield the leading batches of a plain loader, as they are stored; joining them later copies nothing."""
+        size, most = loader.batch_size, len(loader.images)
+        count = min(most, size * min(len(loader), math.ceil(min(least, most) / size)))
+        done = 0
+        for batch in loader.stored():
+            if self._piece is None:
+                x, target = (torch.empty((count, *t.shape[1:]), dtype=t.dtype, device=device) for t in batch)
+                self._piece = x, target if labels else None
+            part = slice(done, done + len(batch[0]))
+            x[part], target[part] = batch
+            yield x[part], target[part]
+            done = part.stop
 
     @property
     def images(self) -> int:
@@ -68,8 +84,10 @@ class Samples:
         """Return all images as one batch, in one piece of memory."""
         if len(self._stored) == 1:
             return self
-        batch = tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._stored)
-        return self._with([batch], [(0, None)], [self.images])
+        piece = self._piece or tree_map(
+            lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *self._stored
+        )
+        return self._with([piece], [(0, None)], [self.images])
 
     def cut(self, size: int, *, most: float = math.inf) -> "Samples":
         """Return the leading images as they were given, `most` at most, in batches of no more than `size`.
@@ -98,6 +116,7 @@ class Samples:
     def _with(self, stored: list, rows: list, sizes: list[int]) -> "Samples":
         samples = object.__new__(Samples)
         samples._prepare, samples._stored, samples._rows, samples.sizes = self._prepare, stored, rows, sizes
+        samples._piece = None
         return samples
 
 
