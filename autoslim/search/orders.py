@@ -21,6 +21,7 @@ from autoslim.slimmable.supernet import Supernet
 
 log = logging.getLogger("autoslim")
 
+_in_short = KINDS["macs"].format
 Widths = tuple[int, ...]  # one a group, in the order of `Supernet.groups`
 COLUMNS = ["target", "macs", "error", "loss", "images", "picked", "widths"]
 _PATIENCE = 200  # tries in a row that give no new configuration, before there are taken to be no more
@@ -150,10 +151,6 @@ def random_configs(net: Supernet, target: float, count: int, *, tolerance: float
 def _macs_of(net: Supernet) -> Callable[[Widths], int]:
     table, names = CostTable(net), [width.name for width in net.widths]
     return lambda widths: table.cost(dict(zip(names, widths))).macs
-
-
-def _in_short(macs: float) -> str:
-    return KINDS["macs"].format(macs)
 
 
 def _widths(config: ChannelConfig) -> Widths:
