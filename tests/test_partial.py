@@ -10,7 +10,7 @@ from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
-from autoslim.search import engine
+from autoslim.search import engine, greedy
 from autoslim.search.contest import Step, batches_with
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
@@ -53,10 +53,10 @@ def test_a_rerun_is_the_whole_network_at_the_narrower_width(kind):
                 torch.testing.assert_close(a, b)
 
 
-def step(net, base, candidates, score="loss", savings=None):
+def step(net, base, candidates, score="loss", savings=None, landmark=None):
     ones = dict.fromkeys(candidates, 1.0)
     macs = {name: autoslim.CostTable(net).cost(config).macs for name, config in candidates.items()}
-    return Step(base, autoslim.Score(0.0, 0.0, 0), candidates, savings or ones, macs, score, net.full())
+    return Step(base, autoslim.Score(0.0, 0.0, 0), candidates, savings or ones, macs, score, landmark or net.full())
 
 
 SPATIAL = {"UNet", "Pyramid", "SharedHead"}
@@ -149,6 +149,63 @@ def check_descents(kind, score, budget, kept=True):
 @pytest.mark.parametrize("kind", CLASSIFIERS, ids=lambda kind: kind.__name__)
 def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind):
     check_descents(kind, "loss", 4e9)
+
+
+@pytest.mark.parametrize("score", ["error", "loss"])
+@pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat], ids=lambda kind: kind.__name__)
+def test_a_search_that_sorts_its_images_anew_decides_the_same_wherever_it_goes_on(kind, score, monkeypatch):
+    net = trained_like(kind, steps=8)
+    data, calibration = batches((150, 50), 0), batches((16, 8), 1)
+    options = {"targets": {"macs": ["30%"]}, "score": score, "effort": "exact"}
+
+    def search(evaluator, known=0, of=None):
+        trace = autoslim.SearchTrace()
+        for number in range(known):
+            trace.record(of.step(number))
+        (point,) = autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options)
+        return trace, point
+
+    brute, expected = search(SupernetEvaluator(net, data, calibration))
+    monkeypatch.setattr(greedy, "LANDMARKS", 2)
+    parts, sorted_by = PartialEvaluator(net, data, calibration), []
+    sort = parts._sort_images
+    monkeypatch.setattr(parts, "_sort_images", lambda *how: sorted_by.append(how[0].landmark.widths) or sort(*how))
+    whole, found = search(parts)
+    assert found.config.widths == expected.config.widths
+    for one, other in zip(whole.path_taken(), brute.path_taken(), strict=True):
+        assert (one.group, one.width, one.images, one.error) == (other.group, other.width, 200, pytest.approx(other.error))
+    steps = found.step
+    assert steps > 4 and len(sorted_by) == -(-steps // 2)
+    for known in range(1, steps + 1):
+        resumed, _ = search(PartialEvaluator(net, data, calibration), known, whole)
+        assert resumed.rows == whole.rows
+
+
+@pytest.mark.parametrize("score", ["error", "loss"])
+def test_images_that_cost_a_landmark_most_come_first_and_only_they_are_run_again(score):
+    net = trained_like(tricky.Residual)
+    data, calibration = batches((100, 50), 0), batches((16,), 1)
+    parts, full = PartialEvaluator(net, data, calibration), net.full()
+    first, *_, last = full.widths
+    narrow = narrower(net, full, first)
+
+    def order_of(config):
+        SupernetEvaluator(net, data, calibration).score(config)
+        with torch.inference_mode():
+            logits = net.eval()(torch.cat([x for x, _ in data]))
+        labels = torch.cat([y for _, y in data])
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        others = logits.masked_fill(torch.nn.functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
+        risks = others.amax(1) - logits[torch.arange(len(labels)), labels]
+        return torch.cat([x for x, _ in data])[(losses if score == "loss" else risks).argsort(descending=True)]
+
+    for landmark in (full, narrow):
+        now = step(net, full, {last: narrower(net, full, last)}, score, landmark=landmark)
+        contest = parts.contest(now, "exact")
+        torch.testing.assert_close(torch.cat([x for x, _ in parts._images]), order_of(landmark))
+        kept = {what for _, what, _ in parts._values}
+        assert kept == {"calibrate"}
+        contest.enter([last])
 
 
 class SharedNorm(nn.Module):
@@ -245,10 +302,10 @@ def all_to_the_end(parts, now, names):
     return contest
 
 
-def trained_like(kind):
+def trained_like(kind, steps=4):
     torch.manual_seed(0)
     inputs = kind.inputs(3) if hasattr(kind, "inputs") else torch.randn(2, 3, 8, 8)
-    return autoslim.Supernet(randomized(kind()), inputs, divisor=1, steps=4)
+    return autoslim.Supernet(randomized(kind()), inputs, divisor=1, steps=steps)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3], ids=["all kept", "some kept"])
@@ -325,7 +382,7 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     counted = []
     monkeypatch.setattr(engine, "worth_keeping", lambda _, images, room: counted.append(images) or (frozenset(),) * 2)
     parts.ranks.count = ranks
-    parts._arrange(net.full(), effort)
+    parts._arrange(step(net, net.full(), {}), effort)
     last = len(parts.sizes) if effort == "exact" else batches_with(520, parts.sizes)
     sizes, calibration = parts.sizes[:last], parts._used.sizes
     assert counted[0] >= max(sum(sizes[r::ranks]) for r in range(ranks)) + max(sum(calibration[r::ranks]) for r in range(ranks))

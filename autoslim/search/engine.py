@@ -38,12 +38,12 @@ CALIBRATION_BATCH = 16, 64
 
 
 class Scored:
-    """One configuration as it is judged: its BN statistics, and mistakes and losses by image, batch after batch."""
+    """One configuration as it is judged: its BN statistics, and mistakes, losses and risks by image, batch after batch."""
 
     def __init__(self, config: ChannelConfig):
         self.config = config
         self.measure: Measure | None = None
-        self.seen: dict[int, Tensor] = {}  # batch: [2, N], mistakes and losses
+        self.seen: dict[int, Tensor] = {}  # batch: [3, N], mistakes, losses and risks
 
     def measure_next(self) -> Measure:
         """Return what measures the BN statistics of one batch."""
@@ -51,13 +51,13 @@ class Scored:
         return self.measure
 
     def values(self, batches: int) -> Tensor:
-        """Return mistakes and losses `[2, N]` of the images of the leading batches."""
+        """Return mistakes, losses and risks `[3, N]` of the images of the leading batches."""
         return torch.cat([self.seen[i] for i in range(batches)], dim=1)
 
     def score(self, batches: int) -> Score:
         """Return the mean over the leading batches."""
         values = self.values(batches)
-        error, loss = values.mean(dim=1).tolist()
+        error, loss, _ = values.mean(dim=1).tolist()
         return Score(error, loss, values.shape[1])
 
 
@@ -107,7 +107,8 @@ class PartialEvaluator(SupernetEvaluator):
         self._images = self._given
         self.precision, self._cast = precision, CASTS[precision]
         self._race = {**RACE, **(race or {})}
-        self._order: str | None = None
+        self._effort: str | None = None  # that images are in the order for
+        self._sorted_by: dict[str, int] | None = None  # widths
         self._full: Scored | None = None
         self.base: Scored | None = None
         # What is known of the base (None) and of candidates: by name, what for, and batch; values by operation.
@@ -175,8 +176,10 @@ class PartialEvaluator(SupernetEvaluator):
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
-        if self._order != effort:
-            self._arrange(step.full, effort)
+        if self._effort != effort:
+            self._arrange(step, effort)
+        elif effort == "exact" and self._sorted_by != step.landmark.widths:
+            self._sort_images(step, effort)
         if self.base is None or self.base.config.widths != step.base.widths:
             self._start(step.base)
         if effort == "exact":
@@ -184,11 +187,11 @@ class PartialEvaluator(SupernetEvaluator):
         return Race(self, step, **{key: self._race[key] for key in ("z", "least", "most", "every")})
 
     @torch.inference_mode()
-    def _arrange(self, full: ChannelConfig, effort: str) -> None:
+    def _arrange(self, step: Step, effort: str) -> None:
         """Choose the images of searches of an effort, and what of them is kept from step to step."""
-        self._order, self.base = effort, None
+        self.base = None
         self._drop_values()
-        self._sort_images(full, effort)
+        self._sort_images(step, effort)
         least, most = CALIBRATION_BATCH
         fast = self._calibration.cut(max(least, min(most, self._most)), most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
@@ -200,19 +203,25 @@ class PartialEvaluator(SupernetEvaluator):
             log.info("batches of %d images do not fit into the memory budget: every candidate is calibrated whole; from %s on "
                      "they would fit", largest, enough)  # fmt: skip
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
+        self._effort = effort
 
-    def _sort_images(self, full: ChannelConfig, effort: str) -> None:
+    @torch.inference_mode()
+    def _sort_images(self, step: Step, effort: str) -> None:
         """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
         if not self._sorts:
             return
         if effort == "exact":
-            if self._full is None or self._full.config.widths != full.widths:
-                self._full = self._judge(full)
-            order = self._full.values(len(self._given))[1].argsort(descending=True, stable=True)
+            judged, self._full = self._full, None
+            if judged is None or judged.config.widths != step.landmark.widths:
+                judged = self._judge(step.landmark)
+            row = {"error": 2, "loss": 1}[step.score]  # mistakes alone do not tell where the next ones will be
+            order = judged.values(len(self._given))[row].argsort(descending=True, stable=True)
         else:
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-        self._images = self._given.arranged(order, self._size)
-        self._full = None
+        self._images, self._sorted_by = self._given.arranged(order, self._size), step.landmark.widths
+        self._values = {key: values for key, values in self._values.items() if key[1] == "calibrate"}
+        if self.base is not None:
+            self.base.seen.clear()
 
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
@@ -345,12 +354,18 @@ class PartialEvaluator(SupernetEvaluator):
 
 
 def _by_image(logits: Tensor, target: Tensor) -> Tensor:
-    """Return mistakes and losses `[2, N]` of every image, on the device."""
+    """Return mistakes, losses and risks `[3, N]` of every image, on the device.
+
+    The risk rises with how far another class is above the label's, from 0 to 1: the nearer to 1/2, the sooner a network of other
+    widths is right where this one is wrong, or the other way round.
+    """
     each = tuple(range(1, target.dim()))
     logits = logits.double()
     wrong = (logits.argmax(dim=1) != target).double()
     loss = F.cross_entropy(logits, target, reduction="none")
-    return torch.stack([value.mean(each) if each else value for value in (wrong, loss)])
+    own = target.unsqueeze(1)
+    above = logits.scatter(1, own, -torch.inf).amax(dim=1) - logits.gather(1, own).squeeze(1)
+    return torch.stack([value.mean(each) if each else value for value in (wrong, loss, above.sigmoid())])
 
 
 def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEvaluator:

@@ -17,6 +17,8 @@ from autoslim.slimmable.supernet import Supernet
 
 SCORES = ("error", "loss")
 EFFORTS = ("fast", "exact")
+# Steps from one sorting of the images to the next. Those that cost most change with the network; what is kept of them is lost.
+LANDMARKS = 10
 # What a step divides the increase of the score by, from what a candidate saves of what is missing to the target: nothing in
 # AutoSlim (section 3.2), where cheap layers are narrowed first.
 PICK_RULES: dict[str, Callable[[float], float]] = {"drop": lambda saved: 1.0, "drop-per-saving": lambda saved: saved}
@@ -126,7 +128,9 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
             if not remaining:
                 return
             number = current.step + 1
-            step = _step(net, budgets, widths, costs, current, remaining[0], score, pick)
+            if (number - 1) % LANDMARKS == 0:
+                landmark = _config(net, widths)
+            step = _step(net, budgets, widths, costs, current, remaining[0], score, pick, landmark)
             candidates = trace.step(number)
             recorded = bool(candidates)
             if recorded:
@@ -145,7 +149,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
             widths = {**widths, current.group: current.width}
 
 
-def _step(net, budgets, widths, costs, current: Candidate, target: Target, score: str, pick: str) -> Step:
+def _step(net, budgets, widths, costs, current: Candidate, target: Target, score: str, pick: str, landmark) -> Step:
     """Return the choices of a step: every group one choice narrower, where that brings the target nearer."""
     narrowed = {}
     for name, width in widths.items():
@@ -161,7 +165,7 @@ def _step(net, budgets, widths, costs, current: Candidate, target: Target, score
         savings={name: PICK_RULES[pick](gain) for name, gain in gains.items()},
         macs={name: candidate_costs[name]["macs"] for name in gains},
         score=score,
-        full=net.full(),
+        landmark=landmark,
     )
 
 
