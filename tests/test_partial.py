@@ -524,3 +524,17 @@ def test_other_weights_are_judged_anew():
     (point,) = autoslim.greedy_search(net, evaluator=fresh, **options)
     assert again.config.channels == point.config.channels
     assert again.score.loss == pytest.approx(point.score.loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("score", ["error", "loss"])
+def test_maps_of_labels_may_leave_pixels_out(score):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(a, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for a in (3, 16)]
+    net = autoslim.Supernet(randomized(nn.Sequential(*blocks, nn.Conv2d(16, 4, 1))), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    x, labels = torch.randn(40, 3, 8, 8), torch.randint(0, 4, (40, 8, 8))
+    labels[:, :2] = -100
+    options = {"targets": {"macs": ["50%"]}, "score": score, "effort": "exact"}
+    evaluators = [kind(net, [(x, labels)], [(x, labels)]) for kind in (PartialEvaluator, SupernetEvaluator)]
+    (found,), (expected,) = (autoslim.greedy_search(net, evaluator=evaluator, **options) for evaluator in evaluators)
+    assert found.config.channels == expected.config.channels
+    assert (found.score.error, found.score.loss) == pytest.approx((expected.score.error, expected.score.loss), rel=1e-4)

@@ -162,7 +162,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     def forget(self) -> None:
         """Forget what was computed with the weights so far."""
-        self.base = self._full = None
+        self.base = self._full = self._effort = None
         self._drop_values()
 
     def _drop_values(self) -> None:
@@ -363,7 +363,7 @@ def _by_image(logits: Tensor, target: Tensor) -> Tensor:
     logits = logits.double()
     wrong = (logits.argmax(dim=1) != target).double()
     loss = F.cross_entropy(logits, target, reduction="none")
-    own = target.unsqueeze(1)
+    own = target.clamp(min=0).unsqueeze(1)  # labels below 0 are those that the loss leaves out
     above = logits.scatter(1, own, -torch.inf).amax(dim=1) - logits.gather(1, own).squeeze(1)
     return torch.stack([value.mean(each) if each else value for value in (wrong, loss, above.sigmoid())])
 
