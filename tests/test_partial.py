@@ -378,7 +378,8 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     net = trained_like(tricky.Residual)
     parts = PartialEvaluator(net, batches((size,) * (1200 // size), 0), batches((40, 24), 1), race={"most": 520})
     with torch.inference_mode():
-        parts._full = parts._judge(net.full())
+        judged = parts._judge(net.full(), engine._by_image)
+    monkeypatch.setattr(parts, "_judge", lambda *_: judged)
     counted = []
     monkeypatch.setattr(engine, "worth_keeping", lambda _, images, room: counted.append(images) or (frozenset(),) * 2)
     parts.ranks.count = ranks

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +38,12 @@ CALIBRATION_BATCH = 16, 64
 
 
 class Scored:
-    """One configuration as it is judged: its BN statistics, and mistakes, losses and risks by image, batch after batch."""
+    """One configuration as it is judged: its BN statistics, and mistakes and losses by image, batch after batch."""
 
     def __init__(self, config: ChannelConfig):
         self.config = config
         self.measure: Measure | None = None
-        self.seen: dict[int, Tensor] = {}  # batch: [3, N], mistakes, losses and risks
+        self.seen: dict[int, Tensor] = {}  # batch: [2, N], mistakes and losses
 
     def measure_next(self) -> Measure:
         """Return what measures the BN statistics of one batch."""
@@ -51,13 +51,13 @@ class Scored:
         return self.measure
 
     def values(self, batches: int) -> Tensor:
-        """Return mistakes, losses and risks `[3, N]` of the images of the leading batches."""
+        """Return mistakes and losses `[2, N]` of the images of the leading batches."""
         return torch.cat([self.seen[i] for i in range(batches)], dim=1)
 
     def score(self, batches: int) -> Score:
         """Return the mean over the leading batches."""
         values = self.values(batches)
-        error, loss, _ = values.mean(dim=1).tolist()
+        error, loss = values.mean(dim=1).tolist()
         return Score(error, loss, values.shape[1])
 
 
@@ -109,7 +109,6 @@ class PartialEvaluator(SupernetEvaluator):
         self._race = {**RACE, **(race or {})}
         self._effort: str | None = None  # that images are in the order for
         self._sorted_by: dict[str, int] | None = None  # widths
-        self._full: Scored | None = None
         self.base: Scored | None = None
         # What is known of the base (None) and of candidates: by name, what for, and batch; values by operation.
         self._values: dict[tuple[str | None, str, int], dict[int, object]] = {}
@@ -129,12 +128,9 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.inference_mode()
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet is left set to it, with its BN statistics."""
-        judged = self._judge(config)
-        if config.widths == self.net.full().widths:
-            self._full = judged
-        return judged.score(len(self._given))
+        return self._judge(config, _by_image).score(len(self._given))
 
-    def _judge(self, config: ChannelConfig) -> Scored:
+    def _judge(self, config: ChannelConfig, of_images: Callable[[Tensor, Tensor], Tensor]) -> Scored:
         judged, found = Scored(config), {}
         self.net.set(config)
         with eval_mode(self.net):
@@ -146,7 +142,7 @@ class PartialEvaluator(SupernetEvaluator):
             found = {}
             for i in self.ranks.own(range(len(self._given))):
                 x, target = self._given[i]
-                found[i] = _by_image(self._run_whole(x), target)
+                found[i] = of_images(self._run_whole(x), target)
         judged.seen = self.ranks.share(found)
         return judged
 
@@ -162,7 +158,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     def forget(self) -> None:
         """Forget what was computed with the weights so far."""
-        self.base = self._full = self._effort = None
+        self.base = self._effort = None
         self._drop_values()
 
     def _drop_values(self) -> None:
@@ -211,11 +207,8 @@ class PartialEvaluator(SupernetEvaluator):
         if not self._sorts:
             return
         if effort == "exact":
-            judged, self._full = self._full, None
-            if judged is None or judged.config.widths != step.landmark.widths:
-                judged = self._judge(step.landmark)
-            row = {"error": 2, "loss": 1}[step.score]  # mistakes alone do not tell where the next ones will be
-            order = judged.values(len(self._given))[row].argsort(descending=True, stable=True)
+            judged = self._judge(step.landmark, _by_image if step.score == "loss" else _risks)
+            order = judged.values(len(self._given))[-1].argsort(descending=True, stable=True)
         else:
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
         self._images, self._sorted_by = self._given.arranged(order, self._size), step.landmark.widths
@@ -354,18 +347,22 @@ class PartialEvaluator(SupernetEvaluator):
 
 
 def _by_image(logits: Tensor, target: Tensor) -> Tensor:
-    """Return mistakes, losses and risks `[3, N]` of every image, on the device.
-
-    The risk rises with how far another class is above the label's, from 0 to 1: the nearer to 1/2, the sooner a network of other
-    widths is right where this one is wrong, or the other way round.
-    """
+    """Return mistakes and losses `[2, N]` of every image, on the device."""
     each = tuple(range(1, target.dim()))
     logits = logits.double()
     wrong = (logits.argmax(dim=1) != target).double()
     loss = F.cross_entropy(logits, target, reduction="none")
+    return torch.stack([value.mean(each) if each else value for value in (wrong, loss)])
+
+
+def _risks(logits: Tensor, target: Tensor) -> Tensor:
+    """Return `[1, N]`, from 0 to 1, how far another class is above the label's in every image, on the device.
+
+    Mistakes alone do not tell where those of other widths will be: near 1/2 they are made and mended soonest.
+    """
     own = target.clamp(min=0).unsqueeze(1)  # labels below 0 are those that the loss leaves out
     above = logits.scatter(1, own, -torch.inf).amax(dim=1) - logits.gather(1, own).squeeze(1)
-    return torch.stack([value.mean(each) if each else value for value in (wrong, loss, above.sigmoid())])
+    return above.double().sigmoid().flatten(1).mean(1)[None] if above.dim() > 1 else above.double().sigmoid()[None]
 
 
 def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEvaluator:
