@@ -1,7 +1,7 @@
 """One step of a search: which of the candidates that enter is best, and how sure that is."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,6 +10,10 @@ from torch import Tensor
 from autoslim.channels.config import ChannelConfig
 from autoslim.search.evaluate import Score
 from autoslim.search.ranks import Ranks
+
+# By how much more, in mistakes or nats an image, candidates of an exact search may cost than the one that costs least so far when
+# they go on together: less saves images, more lets them share what they read of the base.
+RISE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -115,16 +119,7 @@ class _PartsContest:
     def enter(self, names: list[str]) -> None:
         """Score candidates as far as it takes."""
         self._entered |= self._evaluator.calibrated({name: self._step.candidates[name] for name in names})
-        running, done = self._starters(names), 0
-        while done < self._last and not self._over(running, done):
-            together = range(done, min(max(self._next(done), done + self._evaluator.ranks.count), self._last))
-            self._evaluator.look({name: self._entered[name] for name in running}, together)
-            for done in range(together.start + 1, together.stop + 1):
-                self._batches |= {name: max(done, self._batches.get(name, 0)) for name in running}
-                running = self._going_on(running, done)
-                if self._over(running, done):
-                    break
-        self._conclude(running, done)
+        self._compare(names)
 
     def close(self) -> dict[str, Judged]:
         """End the step; returns what is known of every candidate that entered."""
@@ -150,40 +145,52 @@ class ExactContest(_PartsContest):
     """Finds the candidate that is best on all images.
 
     What a candidate costs on the images seen so far is the least that it costs in the end, mistakes and cross-entropies being
-    no less than 0: one that is above the end result of another cannot win, and is not run further. It shows soonest where the
-    images that cost most come first.
+    no less than 0. Those that cost least so far go on, until one of them has seen all images and the others cost more already
+    (best-first search): nobody sees many more than it takes to tell. It takes the fewest where the images that cost most come
+    first.
     """
 
-    @property
-    def _last(self) -> int:
-        return len(self._evaluator.sizes)
+    def __init__(self, evaluator, step: Step):
+        super().__init__(evaluator, step)
+        self._last = len(evaluator.sizes)
+        self._sums: dict[str, float] = {}
 
-    def _next(self, done) -> int:
-        return done + 1
+    def _compare(self, names):
+        self._evaluator.look({}, range(self._last))
+        self._base = self._evaluator.base.values(self._last)[self._row].mean().item()
+        self._sums |= dict.fromkeys(names, 0.0)
+        self._batches |= dict.fromkeys(names, 0)
+        self._go_on(lambda name: not self._batches[name])
+        while True:
+            first = self._step.best({name: self._bound(name) for name in self._entered})
+            if self._batches[first] == self._last:
+                break
+            value, rise = self._bound(first), max(RISE, -self._least(first) / 2)
+            self._go_on(lambda name: self._step.value(name, self._least(name) - rise) <= value)
+        self.best = first
 
-    def _starters(self, names):
-        return list(names)
+    def _go_on(self, wants: Callable[[str], bool]) -> None:
+        """Let candidates see the batches that are next for them, as long as they want to."""
+        together = self._evaluator.ranks.count
+        for start in range(0, self._last, together):
+            batches = range(start, min(start + together, self._last))
+            running = [name for name in self._entered if self._batches[name] in batches and wants(name)]
+            if running:
+                self._evaluator.look({name: self._entered[name] for name in running}, batches)
+            for name in running:
+                while self._batches[name] in batches and wants(name):
+                    self._sums[name] += self._entered[name].seen[self._batches[name]][self._row].sum().item()
+                    self._batches[name] += 1
 
-    def _over(self, running, done) -> bool:
-        return not running
+    def _least(self, name: str) -> float:
+        """Return the least that a candidate costs more than the base in the end, a mean over all images."""
+        cost = self._sums[name]
+        slack = 1.0 if cost.is_integer() else 1 - 1e-12  # sums of fractions differ in their last digits with their order
+        return slack * cost / self._evaluator.images - self._base
 
-    def _going_on(self, running, done):
-        if self.best is None:
-            return running
-        best = self._step.key(self.best, self._bound(self.best, self._last))
-        # Sums of losses differ in their last digits with their order.
-        slack = 1 - 1e-12 if self._step.score == "loss" else 1.0
-        return [name for name in running if self._step.key(name, self._bound(name, done, slack)) <= best]
-
-    def _bound(self, name: str, batches: int, slack: float = 1.0) -> float:
-        """Return the least that the value can be in the end, from the leading batches."""
-        base = self._evaluator.base.values(self._last)[self._row].mean().item()
-        least = self._entered[name].values(batches)[self._row].sum().item() / self._evaluator.images
-        return self._step.value(name, slack * least - base)
-
-    def _conclude(self, running, done) -> None:
-        whole = [name for name in (self.best, *running) if name is not None]
-        self.best = self._step.best({name: self._value(name) for name in whole})
+    def _bound(self, name: str) -> float:
+        """Return the least that the value of a candidate is in the end; its value where it has seen all images."""
+        return self._value(name) if self._batches[name] == self._last else self._step.value(name, self._least(name))
 
     def _certainty(self, name: str) -> float:
         return 1.0
@@ -210,20 +217,19 @@ class Race(_PartsContest):
                 self._decisions.append(batches)
                 wanted = images + every
 
-    def _next(self, done) -> int:
-        return next(batches for batches in self._decisions if batches > done)
-
-    def _starters(self, names):
-        return [*([self.best] if self.best else []), *names]
-
-    def _over(self, running, done) -> bool:
-        return len(running) < 2 and done >= self._decisions[0]
-
-    def _going_on(self, running, done):
-        if done not in self._decisions:
-            return running
-        best = self._leader(running, done)
-        return [name for name in running if not self._behind(name, best, done) > self._z]
+    def _compare(self, names):
+        running, done = [*([self.best] if self.best else []), *names], 0
+        for decision in self._decisions:
+            if done and len(running) < 2:
+                break
+            # Processes share batches, at least one for each.
+            ahead = range(done, min(max(decision, done + self._evaluator.ranks.count), self._last))
+            self._evaluator.look({name: self._entered[name] for name in running}, ahead)
+            self._batches |= {name: max(decision, self._batches.get(name, 0)) for name in running}
+            best = self._leader(running, decision)
+            running = [name for name in running if not self._behind(name, best, decision) > self._z]
+            done = decision
+        self.best = self._leader(running, done)
 
     def _leader(self, running, done) -> str:
         return self._step.best({name: self._value(name, done) for name in running})
@@ -235,9 +241,6 @@ class Race(_PartsContest):
         mean, error = worse.mean().item(), worse.std().item() / len(worse) ** 0.5
         behind = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
         return 0.0 if behind != behind else behind
-
-    def _conclude(self, running, done) -> None:
-        self.best = self._leader(running, done)
 
     def _certainty(self, name: str) -> float | None:
         others = [other for other in self._entered if other != self.best] if name == self.best else [name]

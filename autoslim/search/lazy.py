@@ -10,32 +10,6 @@ REFRESH = 10  # steps between evaluations of all candidates
 AT_ONCE = {"error": 4, "loss": 2}
 
 
-class Everyone:
-    """Evaluate every candidate of every step; first the one that an earlier step speaks for, as a mark for the others.
-
-    Args:
-        score: "error" or "loss".
-    """
-
-    def __init__(self, score: str):
-        self._score = score
-        self._costs: dict[str, float] = {}
-
-    def run(self, number: int, step: Step, contest) -> None:
-        """Let the candidates of a step enter its contest."""
-        known = {name: step.value(name, self._costs[name]) for name in step.candidates if name in self._costs}
-        first = [min(known, key=known.get)] if known else []
-        for names in (first, [name for name in step.candidates if name not in first]):
-            if names:
-                contest.enter(names)
-
-    def learn(self, candidates: Iterable[Candidate]) -> None:
-        """Take in what a step showed."""
-        for each in candidates:
-            # Those that could not win saw the images that cost most: all of what they cost, rather than the mean, compares.
-            self._costs[each.group] = each.increase(self._score) * each.images
-
-
 class Lazy:
     """Lazy greedy: what a group cost at an earlier step predicts what it costs now.
 
