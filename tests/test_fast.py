@@ -8,7 +8,7 @@ import tricky
 from tricky import randomized
 
 import autoslim
-from autoslim.search.contest import ExactContest, Race, Step
+from autoslim.search.contest import RISE, ExactContest, Race, Step
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.lazy import Lazy
 from autoslim.search.trace import Candidate
@@ -166,6 +166,28 @@ def test_bounds_find_the_best_of_all_images_without_running_all(seed, score):
         assert worth[contest.best] == pytest.approx(min(worth.values())) and evaluator.advanced == contest.best
         assert judged[contest.best].score.images == 400 and all(each.certainty == 1 for each in judged.values())
         assert min(evaluator.looked.values()) < 40 and evaluator.looked[first] == 40
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("score", ["error", "loss"])
+def test_nobody_sees_more_images_than_it_takes_to_be_beaten(score, ranks):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(400, generator=generator).double().sort(descending=True).values ** 4 * 5
+    noise = {name: 1 + 0.02 * i + 0.2 * torch.rand(400, generator=generator).double() for i, name in enumerate("hgfedcba")}
+    losses = {"": base, **{name: base * more for name, more in noise.items()}}
+    savings = {name: 1.0 + i % 3 for i, name in enumerate("abcdefgh")}
+    contest, evaluator = contest_of(ExactContest, losses, score, savings, ranks)
+    contest.enter(list(evaluator.entries))
+    row = ("error", "loss").index(score)
+    mean = evaluator.base.rows[row].mean()
+    best = (evaluator.entries[contest.best].rows[row].mean() - mean) / savings[contest.best]
+    judged = contest.close()
+    for name, entry in evaluator.entries.items():
+        least = entry.rows[row].reshape(40, 10).sum(1).cumsum(0) / 400 - mean
+        going = (least - RISE) / savings[name] <= best
+        if name != contest.best:
+            assert judged[name].score.images <= 10 * min(40, 1 + int(going.sum())) and not going.all()
+            assert least[judged[name].score.images // 10 - 1] / savings[name] >= best
 
 
 def test_a_tie_that_loses_is_not_run_to_the_end():

@@ -446,8 +446,7 @@ def contested(net, data, calibration, **options):
     parts, whole = PartialEvaluator(net, data, calibration, **options), SupernetEvaluator(net, data, calibration)
     for base in (net.full(), net.random(torch.Generator().manual_seed(3))):
         candidates = {name: config for name in base.widths if (config := narrower(net, base, name))}
-        contest = parts.contest(step(net, base, candidates), "exact")
-        contest.enter(list(candidates))
+        contest = all_to_the_end(parts, step(net, base, candidates), list(candidates))
         for name, judged in contest.close().items():
             yield (judged.score.error, judged.score.loss), whole.score(candidates[name])
 

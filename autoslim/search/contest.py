@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from torch import Tensor
@@ -165,9 +166,12 @@ class ExactContest(_PartsContest):
             first = self._step.best({name: self._bound(name) for name in self._entered})
             if self._batches[first] == self._last:
                 break
-            value, rise = self._bound(first), max(RISE, -self._least(first) / 2)
-            self._go_on(lambda name: self._step.value(name, self._least(name) - rise) <= value)
+            self._go_on(partial(self._is_near, self._bound(first)))
         self.best = first
+
+    def _is_near(self, value: float, name: str) -> bool:
+        """Tell whether a candidate costs little more than a value so far; far below 0, half of the way to it is little."""
+        return self._bound(name) <= value / 2 or self._step.value(name, self._least(name) - RISE) <= value
 
     def _go_on(self, wants: Callable[[str], bool]) -> None:
         """Let candidates see the batches that are next for them, as long as they want to."""
