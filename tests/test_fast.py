@@ -1,5 +1,6 @@
 """Searches that do not evaluate every candidate on every image."""
 
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -102,32 +103,36 @@ def test_a_search_that_asks_everyone_every_step_lets_all_enter_together():
 
 
 class Scripted:
-    """Stands in for the evaluator of a contest: losses and mistakes by image are given."""
+    """Stands in for the evaluator of a contest: mistakes and losses `[2, N]` of all images are given, and seen when asked for."""
 
     class Entry:
-        def __init__(self, rows, size):
-            self.rows, self.size, self.seen = rows, size, dict(enumerate(rows.split(size, dim=1)))
+        def __init__(self, rows, sizes):
+            self.rows, self.parts, self.seen = rows, rows.split(sizes, dim=1), {}
 
         def values(self, batches):
-            return self.rows[:, : batches * self.size]
+            return torch.cat([self.seen[i] for i in range(batches)], dim=1)
 
         def score(self, batches):
-            error, loss = self.values(batches).mean(dim=1).tolist()
-            return autoslim.Score(error, loss, batches * self.size)
+            values = self.values(batches)
+            error, loss = values.mean(dim=1).tolist()
+            return autoslim.Score(error, loss, values.shape[1])
 
-    def __init__(self, losses, size=10, ranks=1):
-        rows = {name: torch.stack([(loss > 1).double(), loss]) for name, loss in losses.items()}
-        self.entries = {name: self.Entry(row, size) for name, row in rows.items()}
+    def __init__(self, rows, sizes, ranks=1):
+        self.entries = {name: self.Entry(row, sizes) for name, row in rows.items()}
         self.base = self.entries.pop("")
-        self.images = rows[""].shape[1]
-        self.sizes = [size] * (self.images // size)
+        self.images, self.sizes = sum(sizes), sizes
         self.ranks = SimpleNamespace(count=ranks)
         self.looked = dict.fromkeys(self.entries, 0)
+        self.new = []  # batches that each look was the first to see, of those that candidates are in
 
     def calibrated(self, configs):
         return {name: self.entries[name] for name in configs}
 
     def look(self, judged, batches):
+        self.new.append(len({i for name in judged for i in batches if i not in self.entries[name].seen}))
+        for i in batches:
+            for entry in (self.base, *judged.values()):
+                entry.seen[i] = entry.parts[i]
         for name in judged:
             self.looked[name] = max(self.looked[name], max(batches) + 1)
 
@@ -136,11 +141,65 @@ class Scripted:
 
 
 def contest_of(kind, losses, score="loss", savings=None, ranks=1, **options):
-    evaluator = Scripted(losses, ranks=ranks)
+    """Return a contest by losses, of which those above 1 are mistakes, and its evaluator."""
+    rows = {name: torch.stack([(loss > 1).double(), loss]) for name, loss in losses.items()}
+    size = 10
+    evaluator = Scripted(rows, [size] * (len(losses[""]) // size), ranks)
     names = list(evaluator.entries)
     savings = savings or dict.fromkeys(names, 1.0)
     step = Step(None, None, dict.fromkeys(names), savings, dict.fromkeys(names, 1), score, None)
     return kind(evaluator, step, **options), evaluator
+
+
+def drawn(kind, generator):
+    """Return what candidates a, b, ... and the base cost by image, the sizes of batches, savings and multiply-adds."""
+    draw = random.Random(int(torch.randint(1 << 30, (), generator=generator)))
+    sizes = [draw.randint(1, 6) for _ in range(draw.randint(1, 12))]
+    names = "abcdef"[: draw.randint(1, 6)]
+
+    def costs():
+        x = torch.rand(sum(sizes), generator=generator).double()
+        if kind == "mistakes":
+            return (x < 0.3).double()
+        if kind == "parts of maps":
+            return (x * 4).floor() / 3
+        if kind == "no numbers" and draw.random() < 0.4:
+            x[draw.randrange(len(x))] = draw.choice([float("nan"), float("inf")])
+        return x**4
+
+    rows = {name: costs() for name in ("", *names)}
+    for name in names:  # the same in the end, in another order
+        if draw.random() < 0.6:
+            order = torch.randperm(sum(sizes), generator=generator)
+            rows[name] = rows[names[0]][order] if draw.random() < 0.5 else rows[names[0]].sort(descending=True).values
+    if draw.random() < 0.1:
+        rows[""] = torch.zeros(sum(sizes)).double()
+    savings = {name: draw.choice([1.0, 1.0, 0.001, 3.3, 50.0]) for name in names}
+    return rows, sizes, savings if draw.random() < 0.5 else dict.fromkeys(names, 1.0), {n: draw.randint(1, 3) for n in names}
+
+
+@pytest.mark.parametrize("kind", ["mistakes", "parts of maps", "losses", "no numbers"])
+def test_the_best_is_that_of_all_images_whoever_enters_first_and_however_many_processes(kind):
+    generator = torch.Generator().manual_seed(0)
+    for case in range(250):
+        rows, sizes, savings, macs = drawn(kind, generator)
+        score = "loss" if kind == "losses" or case % 2 else "error"
+        step = Step(None, None, dict.fromkeys(savings), savings, macs, score, None)
+        names, results = list(savings), []
+        for ranks in (1, 3):
+            evaluator = Scripted({name: torch.stack([row, row]) for name, row in rows.items()}, sizes, ranks)
+            contest = ExactContest(evaluator, step)
+            for part in (names[: case % len(names)], names[case % len(names) :]):
+                if part:
+                    contest.enter(part)
+            judged = contest.close()
+            results.append((contest.best, repr(judged)))
+            assert judged[contest.best].score.images == sum(sizes) and all(each.score.images for each in judged.values())
+        assert results[0] == results[1]
+        whole = Scripted({name: torch.stack([row, row]) for name, row in rows.items()}, sizes)
+        whole.look(whole.entries, range(len(sizes)))
+        costs = {name: getattr(entry.score(len(sizes)), score) for name, entry in {"": whole.base, **whole.entries}.items()}
+        assert contest.best == step.best({name: step.value(name, costs[name] - costs[""]) for name in names})
 
 
 @pytest.mark.parametrize("score", ["error", "loss"])
@@ -188,6 +247,7 @@ def test_nobody_sees_more_images_than_it_takes_to_be_beaten(score, ranks):
         if name != contest.best:
             assert judged[name].score.images <= 10 * min(40, 1 + int(going.sum())) and not going.all()
             assert least[judged[name].score.images // 10 - 1] / savings[name] >= best
+            assert evaluator.looked[name] <= judged[name].score.images // 10 + ranks - 1
 
 
 def test_a_tie_that_loses_is_not_run_to_the_end():
@@ -230,6 +290,7 @@ def test_a_race_is_decided_every_so_many_images(ranks):
         contest.enter(["a", "b"])
         assert contest.best == "a" and contest.close()["b"].score.images == 10 * batches
         assert ranks > 1 or evaluator.looked["b"] == batches
+        assert min(evaluator.new[:-1], default=ranks) >= ranks  # none waits for the others
 
 
 def test_what_it_saves_makes_up_for_what_it_costs():

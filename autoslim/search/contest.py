@@ -12,8 +12,8 @@ from autoslim.channels.config import ChannelConfig
 from autoslim.search.evaluate import Score
 from autoslim.search.ranks import Ranks
 
-# By how much more, in mistakes or nats an image, candidates of an exact search may cost than the one that costs least so far when
-# they go on together: less saves images, more lets them share what they read of the base.
+# By how much more, in mistakes or nats an image and before it is divided by what they save, candidates of an exact search may cost
+# than the one that costs least so far when they go on together: less saves images, more lets them share what they read of the base.
 RISE = 0.0005
 
 
@@ -146,31 +146,37 @@ class ExactContest(_PartsContest):
     """Finds the candidate that is best on all images.
 
     What a candidate costs on the images seen so far is the least that it costs in the end, mistakes and cross-entropies being
-    no less than 0. Those that cost least so far go on, until one of them has seen all images and the others cost more already
-    (best-first search): nobody sees many more than it takes to tell. It takes the fewest where the images that cost most come
-    first.
+    no less than 0. Those that cost least so far go on, until one of them has seen all images and none of the others can be
+    better (best-first search): nobody sees many more than it takes to tell. It takes the fewest where the images that cost
+    most come first.
     """
 
     def __init__(self, evaluator, step: Step):
         super().__init__(evaluator, step)
         self._last = len(evaluator.sizes)
-        self._sums: dict[str, float] = {}
+        self._base = math.nan  # what the base costs, a mean over all images
+        self._sums: dict[str, float] = {}  # of what the images cost that were seen so far
+        self._rounded: set[str] = set()  # whose sums are of fractions
 
     def _compare(self, names):
         self._evaluator.look({}, range(self._last))
-        self._base = self._evaluator.base.values(self._last)[self._row].mean().item()
+        self._base = getattr(self._evaluator.base.score(self._last), self._step.score)
         self._sums |= dict.fromkeys(names, 0.0)
         self._batches |= dict.fromkeys(names, 0)
         self._go_on(lambda name: not self._batches[name])
-        while True:
-            first = self._step.best({name: self._bound(name) for name in self._entered})
-            if self._batches[first] == self._last:
-                break
+        while self._batches[first := self._first()] < self._last:
             self._go_on(partial(self._is_near, self._bound(first)))
         self.best = first
 
+    def _first(self) -> str:
+        """Return the candidate that costs least so far."""
+        return self._step.best({name: self._bound(name) for name in self._entered})
+
     def _is_near(self, value: float, name: str) -> bool:
-        """Tell whether a candidate costs little more than a value so far; far below 0, half of the way to it is little."""
+        """Tell whether a candidate costs little more than a value so far.
+
+        Far below 0, where all of them start, half of the way to it is little: many small rounds would save nothing.
+        """
         return self._bound(name) <= value / 2 or self._step.value(name, self._least(name) - RISE) <= value
 
     def _go_on(self, wants: Callable[[str], bool]) -> None:
@@ -183,14 +189,16 @@ class ExactContest(_PartsContest):
                 self._evaluator.look({name: self._entered[name] for name in running}, batches)
             for name in running:
                 while self._batches[name] in batches and wants(name):
-                    self._sums[name] += self._entered[name].seen[self._batches[name]][self._row].sum().item()
+                    costs = self._entered[name].seen[self._batches[name]][self._row]
+                    self._sums[name] += costs.sum().item()
                     self._batches[name] += 1
+                    if (costs % 1).any():
+                        self._rounded.add(name)
 
     def _least(self, name: str) -> float:
         """Return the least that a candidate costs more than the base in the end, a mean over all images."""
-        cost = self._sums[name]
-        slack = 1.0 if cost.is_integer() else 1 - 1e-12  # sums of fractions differ in their last digits with their order
-        return slack * cost / self._evaluator.images - self._base
+        slack = 1 - 1e-12 if name in self._rounded else 1.0  # the last digits of such sums differ with their order
+        return slack * self._sums[name] / self._evaluator.images - self._base
 
     def _bound(self, name: str) -> float:
         """Return the least that the value of a candidate is in the end; its value where it has seen all images."""
@@ -222,13 +230,15 @@ class Race(_PartsContest):
                 wanted = images + every
 
     def _compare(self, names):
-        running, done = [*([self.best] if self.best else []), *names], 0
+        running = [*([self.best] if self.best else []), *names]
+        done = looked = 0
         for decision in self._decisions:
             if done and len(running) < 2:
                 break
-            # Processes share batches, at least one for each.
-            ahead = range(done, min(max(decision, done + self._evaluator.ranks.count), self._last))
-            self._evaluator.look({name: self._entered[name] for name in running}, ahead)
+            if decision > looked:  # processes share batches, at least one for each
+                ahead = range(looked, min(max(decision, looked + self._evaluator.ranks.count), self._last))
+                self._evaluator.look({name: self._entered[name] for name in running}, ahead)
+                looked = ahead.stop
             self._batches |= {name: max(decision, self._batches.get(name, 0)) for name in running}
             best = self._leader(running, decision)
             running = [name for name in running if not self._behind(name, best, decision) > self._z]

@@ -105,7 +105,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
     remaining = list(targets)
     full = net.full()
     widths = full.widths
-    strategy = Lazy(score) if effort == "fast" else Lazy(score, refresh=1)
+    strategy = Lazy(score) if effort == "fast" else Lazy(score, refresh=1)  # everyone at every step
     if hasattr(evaluator, "forget"):
         evaluator.forget()
     with Progress(budgets.full, targets, shown=progress) as shown:
