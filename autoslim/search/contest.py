@@ -44,12 +44,9 @@ class Step:
         return increase / self.savings[name] if increase == increase else math.inf
 
     def best(self, values: Mapping[str, float]) -> str:
-        """Return the candidate of the least value."""
-        return min(values, key=lambda name: self.key(name, values[name]))
-
-    def key(self, name: str, value: float) -> tuple:
-        """Return what the best candidate has the least of."""
-        return value, self.macs[name], list(self.candidates).index(name)
+        """Return the candidate of the least value; of those that tie, the cheaper one, then the earlier one."""
+        places = list(self.candidates)
+        return min(values, key=lambda name: (values[name], self.macs[name], places.index(name)))
 
 
 @dataclass(frozen=True)
