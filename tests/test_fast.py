@@ -46,7 +46,7 @@ def run(strategy, number, increases, savings=None):
     """Let a strategy choose who enters, and learn from it; returns who did, in order."""
     savings = savings or dict.fromkeys(increases, 1.0)
     score = autoslim.Score(0.5, 1.0, 10)
-    step = Step(None, score, dict.fromkeys(increases), savings, dict.fromkeys(increases, 1), "loss", None)
+    step = Step(None, score, dict.fromkeys(increases), savings, dict.fromkeys(increases, 1), "loss")
     contest = Known(step, increases)
     strategy.run(number, step, contest)
     entered = [name for names in contest.entered for name in names]
@@ -147,7 +147,7 @@ def contest_of(kind, losses, score="loss", savings=None, ranks=1, **options):
     evaluator = Scripted(rows, [size] * (len(losses[""]) // size), ranks)
     names = list(evaluator.entries)
     savings = savings or dict.fromkeys(names, 1.0)
-    step = Step(None, None, dict.fromkeys(names), savings, dict.fromkeys(names, 1), score, None)
+    step = Step(None, None, dict.fromkeys(names), savings, dict.fromkeys(names, 1), score)
     return kind(evaluator, step, **options), evaluator
 
 
@@ -184,7 +184,7 @@ def test_the_best_is_that_of_all_images_whoever_enters_first_and_however_many_pr
     for case in range(250):
         rows, sizes, savings, macs = drawn(kind, generator)
         score = "loss" if kind == "losses" or case % 2 else "error"
-        step = Step(None, None, dict.fromkeys(savings), savings, macs, score, None)
+        step = Step(None, None, dict.fromkeys(savings), savings, macs, score)
         names, results = list(savings), []
         for ranks in (1, 3):
             evaluator = Scripted({name: torch.stack([row, row]) for name, row in rows.items()}, sizes, ranks)

@@ -1,5 +1,7 @@
 """A network run in parts: against the whole network, at every group."""
 
+import itertools
+
 import pytest
 import torch
 import tricky
@@ -10,11 +12,12 @@ from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
-from autoslim.search import engine, greedy
+from autoslim.search import engine
 from autoslim.search.contest import Step, batches_with
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.partial import PartialNet
+from autoslim.search.samples import most_first
 
 
 def supernet(kind):
@@ -53,10 +56,10 @@ def test_a_rerun_is_the_whole_network_at_the_narrower_width(kind):
                 torch.testing.assert_close(a, b)
 
 
-def step(net, base, candidates, score="loss", savings=None, landmark=None):
+def step(net, base, candidates, score="loss", savings=None):
     ones = dict.fromkeys(candidates, 1.0)
     macs = {name: autoslim.CostTable(net).cost(config).macs for name, config in candidates.items()}
-    return Step(base, autoslim.Score(0.0, 0.0, 0), candidates, savings or ones, macs, score, landmark or net.full())
+    return Step(base, autoslim.Score(0.0, 0.0, 0), candidates, savings or ones, macs, score)
 
 
 SPATIAL = {"UNet", "Pyramid", "SharedHead"}
@@ -164,46 +167,67 @@ def test_a_search_that_sorts_its_images_anew_decides_the_same_wherever_it_goes_o
         return trace, point
 
     brute, expected = search(SupernetEvaluator(net, data, calibration))
-    monkeypatch.setattr(greedy, "LANDMARKS", 2)
-    parts, sorted_by = PartialEvaluator(net, data, calibration), []
-    sort = parts._sort_images
-    monkeypatch.setattr(parts, "_sort_images", lambda *how: sorted_by.append(how[0].landmark.widths) or sort(*how))
-    whole, found = search(parts)
+    sorted_by = []
+    monkeypatch.setattr(engine, "most_first", lambda order, costs: sorted_by.append(costs) or most_first(order, costs))
+    whole, found = search(PartialEvaluator(net, data, calibration))
     assert found.config.widths == expected.config.widths
     for one, other in zip(whole.path_taken(), brute.path_taken(), strict=True):
         assert (one.group, one.width, one.images, one.error) == (other.group, other.width, 200, pytest.approx(other.error))
     steps = found.step
-    assert steps > 4 and len(sorted_by) == -(-steps // 2)
+    assert steps > 4 and len(sorted_by) == steps
+    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(sorted_by))
     for known in range(1, steps + 1):
         resumed, _ = search(PartialEvaluator(net, data, calibration), known, whole)
         assert resumed.rows == whole.rows
 
 
 @pytest.mark.parametrize("score", ["error", "loss"])
-def test_images_that_cost_a_landmark_most_come_first_and_only_they_are_run_again(score):
+def test_images_that_cost_the_base_most_come_first_after_those_that_fill_no_batch(score):
     net = trained_like(tricky.Residual)
     data, calibration = batches((100, 50), 0), batches((16,), 1)
+    images, labels = (torch.cat(parts) for parts in zip(*data))
     parts, full = PartialEvaluator(net, data, calibration), net.full()
     first, *_, last = full.widths
-    narrow = narrower(net, full, first)
 
-    def order_of(config):
+    def costs(config):
         SupernetEvaluator(net, data, calibration).score(config)
         with torch.inference_mode():
-            logits = net.eval()(torch.cat([x for x, _ in data]))
-        labels = torch.cat([y for _, y in data])
-        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            logits = net.eval()(images)
         others = logits.masked_fill(torch.nn.functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
         risks = others.amax(1) - logits[torch.arange(len(labels)), labels]
-        return torch.cat([x for x, _ in data])[(losses if score == "loss" else risks).argsort(descending=True)]
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none") if score == "loss" else risks
 
-    for landmark in (full, narrow):
-        now = step(net, full, {last: narrower(net, full, last)}, score, landmark=landmark)
-        contest = parts.contest(now, "exact")
-        torch.testing.assert_close(torch.cat([x for x, _ in parts._images]), order_of(landmark))
-        kept = {what for _, what, _ in parts._values}
-        assert kept == {"calibrate"}
-        contest.enter([last])
+    for base in (full, narrower(net, full, first), full):
+        parts.contest(step(net, base, {last: narrower(net, base, last)}, score), "exact")
+        expected = images[costs(base)[:128].argsort(descending=True)]
+        torch.testing.assert_close(torch.cat([x for x, _ in parts._images]), torch.cat([images[128:], expected]))
+
+
+class ByPlace(nn.Module):
+    """Adds what depends on the place of an image in its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = nn.Conv2d(3, 16, 3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.body(x).relu()
+        return self.out((x + torch.arange(x.shape[0]).view(-1, 1, 1, 1) / 8).mean((2, 3)))
+
+
+def test_images_that_are_judged_by_their_place_are_sorted_once():
+    net = trained_like(ByPlace)
+    data, calibration = batches((100, 50), 0), batches((16,), 1)
+    parts, base, orders = PartialEvaluator(net, data, calibration), net.full(), []
+    for _ in range(3):
+        candidates = {name: narrower(net, base, name) for name in base.widths}
+        contest = all_to_the_end(parts, step(net, base, candidates), list(candidates))
+        orders.append(torch.cat(list(parts._order)))
+        contest.best = next(iter(candidates))
+        contest.close()
+        base = candidates[contest.best]
+    assert not parts._moves and all(torch.equal(order, orders[0]) for order in orders)
+    assert not torch.equal(orders[0], orders[0].sort().values.roll(22))
 
 
 class SharedNorm(nn.Module):
@@ -307,24 +331,27 @@ def trained_like(kind, steps=4):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3], ids=["all kept", "some kept"])
+@pytest.mark.parametrize("sizes", [(8, 5), (130, 70)], ids=["one batch", "sorted batches"])
 @pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind.__name__)
-def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, share):
+def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, sizes, share):
     net = trained_like(kind)
-    data, calibration = batches((8, 5), 0), batches((6, 4), 1)
+    data, calibration = batches(sizes, 0), batches((6, 4), 1)
     whole = SupernetEvaluator(net, data, calibration)
     for parts, contest, now, _ in walk(net, data, calibration, share):
         for name, judged in contest.close().items():
             expected = whole.score(now.candidates[name])
             assert (judged.score.error, judged.score.loss) == pytest.approx((expected.error, expected.loss), rel=1e-4)
-        tensors = [leaf for leaf in tree_leaves(parts._values) if isinstance(leaf, torch.Tensor)]
+        tensors = [leaf for leaf in tree_leaves(parts._values._known) if isinstance(leaf, torch.Tensor)]
+        assert tensors
         held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         assert sum(held.values()) <= parts._room + sum(x.nbytes for x, _ in (*data, *calibration, *parts._images))
 
 
+@pytest.mark.parametrize("sizes", [(8, 5), (130, 70)], ids=["one batch", "sorted batches"])
 @pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat, SharedNorm, InPlace, Squeezes])
-def test_what_is_kept_is_to_the_last_digit_what_a_new_start_computes(kind):
+def test_what_is_kept_is_to_the_last_digit_what_a_new_start_computes(kind, sizes):
     net = trained_like(kind)
-    data, calibration = batches((8, 5), 0), batches((6, 4), 1)
+    data, calibration = batches(sizes, 0), batches((6, 4), 1)
     for _, contest, now, best in walk(net, data, calibration):
         found = contest.close()
         again = all_to_the_end(PartialEvaluator(net, data, calibration), now, list(found))
@@ -375,17 +402,35 @@ def test_a_step_that_was_interrupted_can_be_done_again(monkeypatch):
 def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, size, monkeypatch):
     net = trained_like(tricky.Residual)
     parts = PartialEvaluator(net, batches((size,) * (1200 // size), 0), batches((40, 24), 1), race={"most": 520})
-    with torch.inference_mode():
-        judged = parts._judge(net.full(), engine._by_image)
-    monkeypatch.setattr(parts, "_judge", lambda *_: judged)
     counted = []
-    monkeypatch.setattr(engine, "worth_keeping", lambda _, images, room: counted.append(images) or (frozenset(),) * 2)
+    monkeypatch.setattr(
+        engine, "worth_keeping", lambda _, images, base, room: counted.extend((images, base)) or (frozenset(),) * 2
+    )
     parts.ranks.count = ranks
-    parts._arrange(step(net, net.full(), {}), effort)
+    parts._arrange(effort)
     last = len(parts.sizes) if effort == "exact" else batches_with(520, parts.sizes)
     sizes, calibration = parts.sizes[:last], parts._used.sizes
     assert counted[0] >= max(sum(sizes[r::ranks]) for r in range(ranks)) + max(sum(calibration[r::ranks]) for r in range(ranks))
     assert counted[0] <= max(sum(sizes[r::ranks]) for r in range(ranks)) + sum(calibration)
+    assert counted[1] == counted[0]
+
+
+def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch):
+    net = trained_like(tricky.Residual)
+    parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1)), net.full()
+    counted, seen, choose = [], [], engine.worth_keeping
+    monkeypatch.setattr(engine, "worth_keeping", lambda *args: counted.append(args[1:]) or choose(*args))
+    for _ in range(2):
+        candidates = {name: narrower(net, base, name) for name in base.widths}
+        contest = parts.contest(step(net, base, candidates), "exact")
+        contest.enter(list(candidates))
+        seen.append(sum(64 * batches for batches in contest._batches.values()) / len(candidates))
+        bytes_of_an_image = sum(map(parts._partial.bytes_of, parts._values.keep.values()))
+        assert parts._values._room == parts._room - 64 * bytes_of_an_image > 0
+        contest.close()
+        base = candidates[contest.best]
+    assert [images for _, images, _ in counted] == [64 + 1280] * 3
+    assert [images for images, *_ in counted] == [64 + 1280, 64 + 1280, pytest.approx(64 + seen[0])] and seen[0] < 1280
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -74,7 +74,7 @@ def test_samples_are_cut_and_put_into_another_order():
     samples = samples.joined()
     assert samples.sizes == [50] and same(all_of(samples), (inputs, labels))
     for order in (first, second):  # an order is always of the places as they were given
-        samples = samples.arranged(order, 20)
+        samples = samples.arranged(order.split(20))
         assert samples.sizes == [20, 20, 10] and same(all_of(samples), (inputs[order], labels[order]))
         assert same(all_of(samples.cut(7)), (inputs, labels))
 
@@ -82,7 +82,7 @@ def test_samples_are_cut_and_put_into_another_order():
 def test_several_inputs_and_maps_of_labels_are_arranged_together():
     pairs = [((torch.rand(n, 2), {"more": torch.rand(n, 1, 3)}), torch.randint(0, 3, (n, 4))) for n in (3, 2)]
     samples, order = Samples(pairs, CPU), torch.tensor([4, 0, 3, 1, 2])
-    ((a, b), target), *_ = samples.joined().arranged(order, 5)
+    ((a, b), target), *_ = samples.joined().arranged([order])
     assert torch.equal(a, torch.cat([x[0] for x, _ in pairs])[order])
     assert torch.equal(b["more"], torch.cat([x[1]["more"] for x, _ in pairs])[order])
     assert torch.equal(target, torch.cat([t for _, t in pairs])[order])

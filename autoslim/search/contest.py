@@ -28,7 +28,6 @@ class Step:
         savings: what the increase of the score is divided by.
         macs: multiply-adds; the cheaper one wins a tie in value.
         score: "error" or "loss".
-        landmark: a configuration on the way to the base, the same for some steps: an exact search sorts its images by it.
     """
 
     base: ChannelConfig
@@ -37,7 +36,6 @@ class Step:
     savings: Mapping[str, float]
     macs: Mapping[str, int]
     score: str
-    landmark: ChannelConfig
 
     def value(self, name: str, increase: float) -> float:
         """Return what decides: the increase of the score a unit saved; a score that is no number is the worst."""

@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +19,9 @@ from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.keep import kept_of, worth_keeping
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.ranks import Ranks
-from autoslim.search.samples import Samples, images_of
+from autoslim.search.samples import Samples, images_of, most_first
+from autoslim.search.scored import Scored, costs_of
+from autoslim.search.values import Values, by_image
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
@@ -35,30 +38,6 @@ CPU_BATCH, GPU_BATCH = 64, 256
 # Images of a batch that calibrates a candidate of a fast search, at least and at most. With fewer, batch norms see too little:
 # the loss of MobileNet v2 is as with 256 down to 16, and 0.03 higher with 4.
 CALIBRATION_BATCH = 16, 64
-
-
-class Scored:
-    """One configuration as it is judged: its BN statistics, and mistakes and losses by image, batch after batch."""
-
-    def __init__(self, config: ChannelConfig):
-        self.config = config
-        self.measure: Measure | None = None
-        self.seen: dict[int, Tensor] = {}  # batch: [2, N], mistakes and losses
-
-    def measure_next(self) -> Measure:
-        """Return what measures the BN statistics of one batch."""
-        self.measure = Measure()
-        return self.measure
-
-    def values(self, batches: int) -> Tensor:
-        """Return mistakes and losses `[2, N]` of the images of the leading batches."""
-        return torch.cat([self.seen[i] for i in range(batches)], dim=1)
-
-    def score(self, batches: int) -> Score:
-        """Return the mean over the leading batches."""
-        values = self.values(batches)
-        error, loss = values.mean(dim=1).tolist()
-        return Score(error, loss, values.shape[1])
 
 
 class PartialEvaluator(SupernetEvaluator):
@@ -93,9 +72,8 @@ class PartialEvaluator(SupernetEvaluator):
             raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
         self._partial = PartialNet(net, self._images.cut(2)[0][0], rules)
-        # A quarter for a batch that is at work, the rest for what is kept from step to step.
+        # A quarter at most for a batch that is at work (the base's values, and a candidate's), the rest for what is kept.
         self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
-        self._room = memory_budget * 3 / 4
         alone = _scored_alone(net)
         self._size = min(_batch_of(net), self._most)
         self._sorts = alone and len(self._images.shapes()) == 1
@@ -105,15 +83,18 @@ class PartialEvaluator(SupernetEvaluator):
         # last digits of an image's loss depend on how many others are in its batch.
         self._given = self._images.cut(self._size) if alone else self._images
         self._images = self._given
+        self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given
+        largest = max(self._size, *self._calibration.sizes)
+        self._room = memory_budget - min(memory_budget / 4, 2 * largest * self._partial.bytes)
         self.precision, self._cast = precision, CASTS[precision]
         self._race = {**RACE, **(race or {})}
-        self._effort: str | None = None  # that images are in the order for
+        self._effort: str | None = None  # that images are arranged for
         self._sorted_by: dict[str, int] | None = None  # widths
+        self._moves = False  # what is known of an image, when it comes into another batch
         self.base: Scored | None = None
-        # What is known of the base (None) and of candidates: by name, what for, and batch; values by operation.
-        self._values: dict[tuple[str | None, str, int], dict[int, object]] = {}
+        self._values = Values()
         self._last: dict[str, Scored] = {}  # of every candidate
-        self._keep: dict[str | None, frozenset[int]] = {}
+        self._looked = Counter()  # candidates, and images that they saw, since it was chosen what to keep
         self._whole = self._partial.plan(None)
         self.macs = 0
         self.images = self._images.images
@@ -128,23 +109,20 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.inference_mode()
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet is left set to it, with its BN statistics."""
-        return self._judge(config, _by_image).score(len(self._given))
-
-    def _judge(self, config: ChannelConfig, of_images: Callable[[Tensor, Tensor], Tensor]) -> Scored:
-        judged, found = Scored(config), {}
+        scored, found = Scored(config), {}
         self.net.set(config)
         with eval_mode(self.net):
             for i in self._own_calibration(self._calibration):
-                with judged.measure_next():
+                with scored.measure_next():
                     self._run_whole(self._calibration[i][0])
-                found[i] = judged.measure.moments()
-            judged.measure.combine(self.ranks.share(found).values()).store()
+                found[i] = scored.measure.moments()
+            scored.measure.combine(self.ranks.share(found).values()).store()
             found = {}
             for i in self.ranks.own(range(len(self._given))):
                 x, target = self._given[i]
-                found[i] = of_images(self._run_whole(x), target)
-        judged.seen = self.ranks.share(found)
-        return judged
+                found[i] = costs_of(self._run_whole(x), target)
+        scored.seen = self.ranks.share(found)
+        return scored.score(len(self._given))
 
     def _own_calibration(self, batches: Sequence) -> list[int]:
         """Return the batches that this process runs; one at least, so that it learns where the statistics belong."""
@@ -164,30 +142,33 @@ class PartialEvaluator(SupernetEvaluator):
     def _drop_values(self) -> None:
         self._values.clear()
         self._last.clear()
-
-    def _forget_candidate(self, name: str) -> dict:
-        """Drop what is known of a candidate; returns its values."""
-        self._last.pop(name, None)
-        return {key: self._values.pop(key) for key in list(self._values) if key[0] == name}
+        self._looked.clear()
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
         if self._effort != effort:
-            self._arrange(step, effort)
-        elif effort == "exact" and self._sorted_by != step.landmark.widths:
-            self._sort_images(step, effort)
-        if self.base is None or self.base.config.widths != step.base.widths:
-            self._start(step.base)
+            self._arrange(effort)
+        if effort == "exact" and self._sorts:
+            self._sort_images(step)
+        self._go_to(step.base)
         if effort == "exact":
             return ExactContest(self, step)
         return Race(self, step, **{key: self._race[key] for key in ("z", "least", "most", "every")})
 
-    @torch.inference_mode()
-    def _arrange(self, step: Step, effort: str) -> None:
+    def _arrange(self, effort: str) -> None:
         """Choose the images of searches of an effort, and what of them is kept from step to step."""
-        self.base = None
+        self.base = self._sorted_by = None
         self._drop_values()
-        self._sort_images(step, effort)
+        if self._sorts and effort == "exact":
+            # What is left over comes first: it stays as it is when whole batches are sorted.
+            left = self.images % self._size
+            order = torch.arange(self.images).roll(left)
+            self._order = order.split([left] * (left > 0) + [self._size] * (self.images // self._size))
+            self._moves = self._same_anywhere()
+        elif self._sorts:  # samples are drawn
+            self._order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).split(self._size)
+        if self._sorts:
+            self._images = self._given.arranged(self._order)
         least, most = CALIBRATION_BATCH
         fast = self._calibration.cut(max(least, min(most, self._most)), most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
@@ -202,19 +183,40 @@ class PartialEvaluator(SupernetEvaluator):
         self._effort = effort
 
     @torch.inference_mode()
-    def _sort_images(self, step: Step, effort: str) -> None:
-        """Bring the images into the order in which they tell most: those that cost most first, or by chance for samples."""
-        if not self._sorts:
+    def _same_anywhere(self) -> bool:
+        """Tell whether what is known of an image is the same, to the last digit, wherever in a batch it is."""
+        plan = self._partial.plan(None, wanted=self._partial.read.union(*self._partial.influence.origins.values()))
+        places = torch.arange(min(self._size, self.images))
+        for config in (self.net.full(), self.net.narrowest()):
+            self.net.set(config)
+            with self._at_work():
+                one, other = (
+                    self._partial.run(plan, inputs=self._given.arranged([order])[0][0]) for order in (places, places.flip(0))
+                )
+            self.macs += 2 * len(places) * self._partial.macs(plan)
+            values = [(value, other[i]) for i, value in one.items() if by_image(value, len(places))]
+            if not all(torch.equal(value.flip(0), again) for value, again in values):
+                return False
+        return True
+
+    @torch.inference_mode()
+    def _sort_images(self, step: Step) -> None:
+        """Sort the images by what each costs the base of a step; what is known of them goes along."""
+        by = step.base if self._moves else self.net.full()
+        if self._sorted_by == by.widths:
             return
-        if effort == "exact":
-            judged = self._judge(step.landmark, _by_image if step.score == "loss" else _risks)
-            order = judged.values(len(self._given))[-1].argsort(descending=True, stable=True)
+        self._go_to(by)
+        self.look({}, range(len(self._order)))
+        costs = self.base.values(len(self._order))[:, torch.cat(self._order).argsort()]  # as they were given
+        before, self._order = self._order, most_first(self._order, costs[1 if step.score == "loss" else 2])
+        self._images = self._given.arranged(self._order)
+        self.base.seen = {i: costs[:, images] for i, images in enumerate(self._order)}
+        if self._moves:
+            self._values.arrange(before, self._order, self.ranks.own(range(len(self._order))))
+            self._choose_what_to_keep(self.images)
         else:
-            order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-        self._images, self._sorted_by = self._given.arranged(order, self._size), step.landmark.widths
-        self._values = {key: values for key, values in self._values.items() if key[1] == "calibrate"}
-        if self.base is not None:
-            self.base.seen.clear()
+            self.base = None
+        self._sorted_by = by.widths
 
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
@@ -222,16 +224,19 @@ class PartialEvaluator(SupernetEvaluator):
         def own(batches: Sequence[int]) -> int:
             return max(sum(batches[rank :: self.ranks.count]) for rank in range(self.ranks.count))
 
-        scored = self.sizes[: batches_with(images, self.sizes)]
-        calibration = self._used.sizes
-        keep, of_base = worth_keeping(self._partial, own(scored) + max(own(calibration), calibration[0]), self._room)
-        self._keep = {None: of_base} | {
-            group.name: kept_of(self._partial.influence, group.name, keep) for group in self.net.groups
-        }
+        calibration, scored = self._used.sizes, own(self.sizes[: batches_with(images, self.sizes)])
+        calibrated = max(own(calibration), calibration[0])
+        part = self._looked["images"] / (self._looked["candidates"] * images) if self._looked["candidates"] else 1.0
+        self._looked.clear()
+        keep, of_base = worth_keeping(self._partial, calibrated + part * scored, calibrated + scored, self._room)
+        chosen = {None: of_base} | {group.name: kept_of(self._partial.influence, group.name, keep) for group in self.net.groups}
+        self._values.choose(chosen, self._room - calibrated * sum(map(self._partial.bytes_of, chosen.values())))
 
     @torch.inference_mode()
-    def _start(self, config: ChannelConfig) -> None:
-        """Make a configuration the base that candidates are narrowed from."""
+    def _go_to(self, config: ChannelConfig) -> None:
+        """Make a configuration the base that candidates are narrowed from, if it is not."""
+        if self.base is not None and self.base.config.widths == config.widths:
+            return
         self.base, found = Scored(config), {}
         self._drop_values()
         with self._at_work():
@@ -250,7 +255,9 @@ class PartialEvaluator(SupernetEvaluator):
         judged = {name: Scored(config) for name, config in configs.items()}
         for name, config in configs.items():
             if name in self._last and self._last[name].config.widths[name] != config.widths[name]:
-                self._forget_candidate(name)
+                self._values.forget(name)
+                del self._last[name]
+        self._looked["candidates"] += len(judged)
         found: dict[int, dict] = {}
         with self._at_work():
             for i in self._own_calibration(self._used):
@@ -274,6 +281,7 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.inference_mode()
     def look(self, judged: Mapping[str, Scored], batches: Sequence[int]) -> None:
         """Score candidates, and the base, on batches that they have not seen."""
+        self._looked["images"] += sum(self.sizes[i] for i in batches for each in judged.values() if i not in each.seen)
         found: dict[int, dict[str, Tensor]] = {}
         with self._at_work():
             for i in self.ranks.own(batches):
@@ -287,11 +295,11 @@ class PartialEvaluator(SupernetEvaluator):
                 base = self._run_base("score", i, x, new, output=i not in self.base.seen)
                 if i not in self.base.seen:
                     logits = self._run_whole(x) if base is None else base[self._partial.output]
-                    found[i][""] = _by_image(logits_of(logits), target)
+                    found[i][""] = costs_of(logits_of(logits), target)
                 for name, each in new.items():
                     self.net.set(each.config)
                     each.measure.store()
-                    found[i][name] = _by_image(logits_of(self._run_candidate(name, "score", i, x, base)), target)
+                    found[i][name] = costs_of(logits_of(self._run_candidate(name, "score", i, x, base)), target)
         for i, row in self.ranks.share(found).items():
             for name, values in row.items():
                 (judged[name] if name else self.base).seen[i] = values
@@ -302,11 +310,8 @@ class PartialEvaluator(SupernetEvaluator):
         winner.measure.complete(self.base.measure)
         self.base = winner
         self.net.set(winner.config)
-        of_winner = self._forget_candidate(group)
-        for key, values in self._values.items():
-            self._values[key] = self._partial.narrow(group, values)
-        for (_, what, i), values in of_winner.items():
-            self._values[None, what, i].update(values)
+        self._last.pop(group)
+        self._values.advance(group, partial(self._partial.narrow, group))
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -318,7 +323,8 @@ class PartialEvaluator(SupernetEvaluator):
         except BaseException:
             self.forget()  # some batches may know more than others
             raise
-        self.net.set(self.base.config)
+        if self.base is not None:
+            self.net.set(self.base.config)
 
     def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output: bool = False) -> dict | None:
         """Return what candidates read of the base on a batch, and its output; None where a batch is too much to keep."""
@@ -335,34 +341,14 @@ class PartialEvaluator(SupernetEvaluator):
         return self._run_part(self._plan(name, what, i), what, i, x, base)[self._partial.output]
 
     def _plan(self, name: str | None, what: str, i: int, wanted: Iterable[int] | None = None) -> Plan:
-        return self._partial.plan(name, known=self._values.get((name, what, i), ()), wanted=wanted, keep=self._keep[name])
+        return self._partial.plan(name, known=self._values[name, what, i], wanted=wanted, keep=self._values.keep[name])
 
     def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping | None = None) -> dict:
-        known = self._values.get((plan.group, what, i), {})
+        known = self._values[plan.group, what, i]
         self.macs += images_of(x) * self._partial.macs(plan)
         made = self._partial.run(plan, known=known, base=base, inputs=x)
-        keep = self._keep[plan.group]
-        self._values[plan.group, what, i] = {j: value for j, value in (known | made).items() if j in keep}
+        self._values.put((plan.group, what, i), known | made)
         return made
-
-
-def _by_image(logits: Tensor, target: Tensor) -> Tensor:
-    """Return mistakes and losses `[2, N]` of every image, on the device."""
-    each = tuple(range(1, target.dim()))
-    logits = logits.double()
-    wrong = (logits.argmax(dim=1) != target).double()
-    loss = F.cross_entropy(logits, target, reduction="none")
-    return torch.stack([value.mean(each) if each else value for value in (wrong, loss)])
-
-
-def _risks(logits: Tensor, target: Tensor) -> Tensor:
-    """Return `[1, N]`, from 0 to 1, how far another class is above the label's in every image, on the device.
-
-    Mistakes alone do not tell where those of other widths will be: near 1/2 they are made and mended soonest.
-    """
-    own = target.clamp(min=0).unsqueeze(1)  # labels below 0 are those that the loss leaves out
-    above = logits.scatter(1, own, -torch.inf).amax(dim=1) - logits.gather(1, own).squeeze(1)
-    return above.double().sigmoid().flatten(1).mean(1)[None] if above.dim() > 1 else above.double().sigmoid()[None]
 
 
 def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEvaluator:

@@ -17,8 +17,6 @@ from autoslim.slimmable.supernet import Supernet
 
 SCORES = ("error", "loss")
 EFFORTS = ("fast", "exact")
-# Steps from one sorting of the images to the next. Those that cost most change with the network; what is kept of them is lost.
-LANDMARKS = 10
 # What a step divides the increase of the score by, from what a candidate saves of what is missing to the target: nothing in
 # AutoSlim (section 3.2), where cheap layers are narrowed first.
 PICK_RULES: dict[str, Callable[[float], float]] = {"drop": lambda saved: 1.0, "drop-per-saving": lambda saved: saved}
@@ -128,9 +126,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
             if not remaining:
                 return
             number = current.step + 1
-            if (number - 1) % LANDMARKS == 0:
-                landmark = _config(net, widths)
-            step = _step(net, budgets, widths, costs, current, remaining[0], score, pick, landmark)
+            step = _step(net, budgets, widths, costs, current, remaining[0], score, pick)
             candidates = trace.step(number)
             recorded = bool(candidates)
             if recorded:
@@ -149,7 +145,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
             widths = {**widths, current.group: current.width}
 
 
-def _step(net, budgets, widths, costs, current: Candidate, target: Target, score: str, pick: str, landmark) -> Step:
+def _step(net, budgets, widths, costs, current: Candidate, target: Target, score: str, pick: str) -> Step:
     """Return the choices of a step: every group one choice narrower, where that brings the target nearer."""
     narrowed = {}
     for name, width in widths.items():
@@ -165,7 +161,6 @@ def _step(net, budgets, widths, costs, current: Candidate, target: Target, score
         savings={name: PICK_RULES[pick](gain) for name, gain in gains.items()},
         macs={name: candidate_costs[name]["macs"] for name in gains},
         score=score,
-        landmark=landmark,
     )
 
 

@@ -14,7 +14,7 @@ def kept_of(influence: Influence, group: str, keep: Iterable[int]) -> frozenset[
     return frozenset(keep) & influence.again(group)
 
 
-def worth_keeping(partial: PartialNet, images: int, room: float) -> tuple[frozenset[int], frozenset[int]]:
+def worth_keeping(partial: PartialNet, images: float, base_images: float, room: float) -> tuple[frozenset[int], frozenset[int]]:
     """Return the operations whose values are to be kept from step to step, for every candidate and for the base.
 
     Once a group is narrowed, candidates that lie before it go on from what its layers read, or from what the next ones read.
@@ -22,7 +22,7 @@ def worth_keeping(partial: PartialNet, images: int, room: float) -> tuple[frozen
     what fits after that, for the base alone.
 
     Args:
-        images: examples whose values are kept at the same time.
+        images, base_images: examples whose values are kept at the same time, of every candidate and of the base.
         room: bytes.
 
     Returns:
@@ -34,8 +34,11 @@ def worth_keeping(partial: PartialNet, images: int, room: float) -> tuple[frozen
     runs = Counter(i for name in groups for i in influence.again(name))
     macs = {i: count * partial.macs_of([i], full) for i, count in runs.items()}  # of all candidates
 
-    def held(keep: frozenset[int]) -> int:
-        return sum(partial.bytes_of(kept_of(influence, name, keep)) for name in groups) + partial.bytes_of(keep)
+    def of_candidates(keep: frozenset[int]) -> float:
+        return images * sum(partial.bytes_of(kept_of(influence, name, keep)) for name in groups)
+
+    def held(keep: frozenset[int]) -> float:
+        return of_candidates(keep) + base_images * partial.bytes_of(keep)
 
     def cost(keep: frozenset[int]) -> int:
         """Return the multiply-adds of all candidates, summed over the groups that may have been narrowed."""
@@ -50,7 +53,7 @@ def worth_keeping(partial: PartialNet, images: int, room: float) -> tuple[frozen
         _, order, option = heapq.heappop(queue)
         more = keep | option
         held_more = held(more)
-        if images * held_more > room:
+        if held_more > room:
             continue
         saved = now - cost(more)
         value = -saved / (1 + held_more - held_now)
@@ -59,9 +62,8 @@ def worth_keeping(partial: PartialNet, images: int, room: float) -> tuple[frozen
         elif saved > 0:
             keep, now, held_now = more, now - saved, held_more
     of_base = keep
-    of_candidates = held_now - partial.bytes_of(keep)
     for option in sorted(options, key=lambda option: (partial.bytes_of(option), sorted(option))):
-        if images * (of_candidates + partial.bytes_of(of_base | option)) <= room:
+        if of_candidates(keep) + base_images * partial.bytes_of(of_base | option) <= room:
             of_base |= option
     return keep, of_base
 

@@ -1,7 +1,7 @@
 """Labelled inputs that are gone through many times, batch by batch."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.trace import to_device
 from autoslim.data.loader import Loader
+
+# Batches that images of an exact search are sorted among, at least. With half as many it runs 5 % more.
+STRAND = 15
 
 
 class Samples:
@@ -103,15 +106,14 @@ class Samples:
                 sizes.append(min(size, end - start))
         return self._with(self._stored, rows, sizes)
 
-    def arranged(self, order: Tensor, size: int) -> "Samples":
-        """Return joined images in another order, of their places as they were given, in batches of `size`.
+    def arranged(self, order: Sequence[Tensor]) -> "Samples":
+        """Return joined images in other batches: for each, the places of its images as they were given.
 
         The memory is shared.
         """
         (batch,) = self._stored
         device = next(t.device for t in tree_leaves(batch) if isinstance(t, Tensor))
-        rows = order.to(device).split(size)
-        return self._with(self._stored, [(0, r) for r in rows], [len(r) for r in rows])
+        return self._with(self._stored, [(0, places.to(device)) for places in order], [len(places) for places in order])
 
     def _with(self, stored: list, rows: list, sizes: list[int]) -> "Samples":
         samples = object.__new__(Samples)
@@ -123,3 +125,23 @@ class Samples:
 def images_of(x) -> int:
     """Return how many images the inputs of a network are."""
     return next(len(t) for t in tree_leaves(x) if isinstance(t, Tensor))
+
+
+def most_first(order: Sequence[Tensor], costs: Tensor) -> list[Tensor]:
+    """Return the batches of images in another order, those that cost most first.
+
+    A first batch of another size than the others stays as it is. The others are sorted apart in every 2nd, 4th, ... of them,
+    where there are enough, so that as many processes that share them in turn keep the images that they have.
+
+    Args:
+        order: for every batch, the places of its images.
+        costs: by place.
+    """
+    size = len(order[-1])
+    first = int(len(order[0]) != size)
+    strands = 1 << max(0, ((len(order) - first) // STRAND).bit_length() - 1)
+    new = list(order)
+    for start in range(first, first + strands):
+        images = torch.cat(list(order[start::strands])).sort().values
+        new[start::strands] = images[costs[images].argsort(descending=True, stable=True)].split(size)
+    return new

@@ -1,0 +1,48 @@
+"""A configuration as it is judged, image by image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoslim.channels.config import ChannelConfig
+from autoslim.search.evaluate import Score
+from autoslim.slimmable.calibrate import Measure
+
+
+class Scored:
+    """One configuration as it is judged: its BN statistics, and and what its images cost, batch after batch."""
+
+    def __init__(self, config: ChannelConfig):
+        self.config = config
+        self.measure: Measure | None = None
+        self.seen: dict[int, Tensor] = {}  # batch: [3, N], see `costs_of`
+
+    def measure_next(self) -> Measure:
+        """Return what measures the BN statistics of one batch."""
+        self.measure = Measure()
+        return self.measure
+
+    def values(self, batches: int) -> Tensor:
+        """Return mistakes, losses and risks `[3, N]` of the images of the leading batches."""
+        return torch.cat([self.seen[i] for i in range(batches)], dim=1)
+
+    def score(self, batches: int) -> Score:
+        """Return the mean over the leading batches."""
+        values = self.values(batches)
+        error, loss, _ = values.mean(dim=1).tolist()
+        return Score(error, loss, values.shape[1])
+
+
+def costs_of(logits: Tensor, target: Tensor) -> Tensor:
+    """Return mistakes, losses and risks `[3, N]` of every image, on the device.
+
+    A risk, from 0 to 1, is how far another class is above the label's: where mistakes of other widths will be, mistakes alone do
+    not tell. Near 1/2 they are made and mended soonest.
+    """
+    logits = logits.to(torch.double, copy=True)
+    wrong = (logits.argmax(dim=1) != target).double()
+    loss = F.cross_entropy(logits, target, reduction="none")
+    label = target.clamp(min=0).unsqueeze(1)  # those below 0 are left out by the loss
+    of_label = logits.gather(1, label).squeeze(1)
+    risk = (logits.scatter_(1, label, -torch.inf).amax(dim=1) - of_label).sigmoid()
+    return torch.stack([value.flatten(1).mean(1) if value.dim() > 1 else value for value in (wrong, loss, risk)])

@@ -1,0 +1,114 @@
+"""What is known of the base of a step and of its candidates, kept from step to step."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+Key = tuple[str | None, str, int]
+
+
+class Values:
+    """Values of operations, by `(name, what, batch)`: of the base (None) or a candidate, what it was run for, and the batch.
+
+    Those that it was run for to "calibrate" are all kept, so that all batches know the same: their statistics are combined.
+    Those to "score" are kept as far as there is room.
+
+    Attributes:
+        keep: operations whose values are kept, of the base (None) and of candidates.
+        held: bytes that values to score take.
+    """
+
+    def __init__(self):
+        self.keep: Mapping[str | None, frozenset[int]] = {}
+        self.held = 0
+        self._room = 0.0
+        self._known: dict[Key, dict[int, object]] = {}
+
+    def __getitem__(self, key: Key) -> Mapping[int, object]:
+        """Return what is known, by operation."""
+        return self._known.get(key, {})
+
+    def choose(self, keep: Mapping[str | None, frozenset[int]], room: float) -> None:
+        """Choose the operations whose values are kept, and how many bytes those to score may take."""
+        self.keep, self._room = keep, room
+        self._replace({key: _of(keep[key[0]], known) for key, known in self._known.items()})
+
+    def put(self, key: Key, values: Mapping[int, object]) -> None:
+        """Keep those of some values that are to be kept, in place of what was known; where there is no room, leave that."""
+        new = _of(self.keep[key[0]], values)
+        if key[1] == "score":
+            more = _bytes(new) - _bytes(self[key])
+            if more > 0 and self.held + more > self._room:
+                return
+            self.held += more
+        self._known[key] = new
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._replace({})
+
+    def forget(self, name: str) -> dict[Key, dict[int, object]]:
+        """Forget what is known of a candidate, and return it."""
+        known = {key: values for key, values in self._known.items() if key[0] == name}
+        self._replace({key: values for key, values in self._known.items() if key[0] != name})
+        return known
+
+    def advance(self, winner: str, narrow: Callable[[Mapping[int, object]], dict[int, object]]) -> None:
+        """Take a candidate's values for the base's, and of all others what `narrow` leaves of them."""
+        of_winner = self.forget(winner)
+        known = {key: narrow(values) for key, values in self._known.items()}
+        for (_, what, batch), values in of_winner.items():
+            known.setdefault((None, what, batch), {}).update(values)
+        self._replace(known)
+
+    def arrange(self, before: Sequence[Tensor], after: Sequence[Tensor], own: Collection[int]) -> None:
+        """Let values to score go along with their images; a batch of which not all images are known is forgotten.
+
+        Args:
+            before, after: the images of every batch, so far and from now on, as places among all of them; batches whose images
+                change are of one size.
+            own: batches that this process runs.
+        """
+        changed = {b for b, (old, new) in enumerate(zip(before, after, strict=True)) if not torch.equal(old, new)}
+        moved: dict[str | None, dict[int, dict[int, object]]] = {}  # by name and batch
+        for key in [key for key in self._known if key[1] == "score" and key[2] in changed]:
+            moved.setdefault(key[0], {})[key[2]] = self._known.pop(key)
+        row = torch.empty(sum(map(len, before)), dtype=torch.long)  # of an image among those whose values are known
+        for name, batches in moved.items():
+            for i in self.keep[name]:
+                parts = {b: values.pop(i) for b, values in batches.items() if by_image(values.get(i), len(before[b]))}
+                if not parts:
+                    continue
+                known = torch.cat([before[b] for b in parts])
+                row.fill_(-1)
+                row[known] = torch.arange(len(known))
+                joined, layout = torch.cat(list(parts.values())), torch.empty_like(next(iter(parts.values())), device="meta")
+                parts.clear()
+                for b in changed.intersection(own):
+                    rows = row[after[b]]
+                    if (rows >= 0).all():
+                        value = torch.empty_like(layout, device=joined.device)
+                        torch.index_select(joined, 0, rows.to(joined.device), out=value)
+                        self._known.setdefault((name, "score", b), {})[i] = value
+        self._replace(self._known)
+
+    def _replace(self, known: dict[Key, dict[int, object]]) -> None:
+        self._known = known
+        self.held = sum(_bytes(values) for key, values in known.items() if key[1] == "score")
+
+
+def by_image(value, images: int) -> bool:
+    """Tell whether a value may be of an image each."""
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == images
+
+
+def _of(keep: Collection[int], values: Mapping[int, object]) -> dict[int, object]:
+    return {i: value for i, value in values.items() if i in keep}
+
+
+def _bytes(values: Mapping[int, object]) -> int:
+    """Return the bytes that values take; what shares its memory is counted once."""
+    stored = (leaf.untyped_storage() for value in values.values() for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in stored}.values())
