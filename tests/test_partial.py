@@ -1,5 +1,6 @@
 """A network run in parts: against the whole network, at every group."""
 
+import functools
 import itertools
 
 import pytest
@@ -17,7 +18,9 @@ from autoslim.search.contest import Step, batches_with
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.partial import PartialNet
+from autoslim.search.places import same_anywhere
 from autoslim.search.samples import most_first
+from autoslim.search.scored import costs_of
 
 
 def supernet(kind):
@@ -198,7 +201,8 @@ def test_images_that_cost_the_base_most_come_first_after_those_that_fill_no_batc
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none") if score == "loss" else risks
 
     for base in (full, narrower(net, full, first), full):
-        parts.contest(step(net, base, {last: narrower(net, base, last)}, score), "exact")
+        for other in {"error", "loss"} - {score}, {score}:
+            parts.contest(step(net, base, {last: narrower(net, base, last)}, *other), "exact")
         expected = images[costs(base)[:128].argsort(descending=True)]
         torch.testing.assert_close(torch.cat([x for x, _ in parts._images]), torch.cat([images[128:], expected]))
 
@@ -208,26 +212,105 @@ class ByPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body, self.out = nn.Conv2d(3, 16, 3), nn.Linear(16, 3)
+        self.body, self.out = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)), nn.Linear(16, 3)
 
     def forward(self, x):
         x = self.body(x).relu()
         return self.out((x + torch.arange(x.shape[0]).view(-1, 1, 1, 1) / 8).mean((2, 3)))
 
 
-def test_images_that_are_judged_by_their_place_are_sorted_once():
-    net = trained_like(ByPlace)
+class ByCompany(ByPlace):
+    """Divides by what is largest in a batch."""
+
+    def forward(self, x):
+        x = self.body(x).relu()
+        return self.out((x / x.amax()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [ByPlace, ByCompany])
+def test_images_that_are_judged_by_their_batch_are_sorted_once(kind):
+    net = trained_like(kind)
     data, calibration = batches((100, 50), 0), batches((16,), 1)
     parts, base, orders = PartialEvaluator(net, data, calibration), net.full(), []
+    with torch.no_grad():
+        net.model.body[1].running_mean.fill_(torch.nan)  # nothing can be told with these
     for _ in range(3):
         candidates = {name: narrower(net, base, name) for name in base.widths}
         contest = all_to_the_end(parts, step(net, base, candidates), list(candidates))
         orders.append(torch.cat(list(parts._order)))
+        net.set(base)
+        parts.base.measure.store()
+        with torch.inference_mode():
+            costs = torch.cat([costs_of(net.eval()(x), labels) for x, labels in parts._images], dim=1)
+        torch.testing.assert_close(parts.base.values(len(parts.sizes)), costs)
         contest.best = next(iter(candidates))
         contest.close()
         base = candidates[contest.best]
-    assert not parts._moves and all(torch.equal(order, orders[0]) for order in orders)
+    assert not parts._moving and all(torch.equal(order, orders[0]) for order in orders)
     assert not torch.equal(orders[0], orders[0].sort().values.roll(22))
+
+
+class Scaled(nn.Module):
+    """A scale of as many channels, now and then, as a batch has images."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.scale = nn.Conv2d(3, 24, 3), nn.Parameter(torch.linspace(-1, 1, 24)[:, None, None])
+        self.mix, self.norm, self.out = nn.Conv2d(24, 24, 3), nn.BatchNorm2d(24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        return self.out(self.norm(self.mix((self.body(x) * self.scale).relu())).relu().mean((2, 3)))
+
+
+def test_channels_are_not_taken_for_images_where_they_are_as_many(monkeypatch):
+    monkeypatch.setattr(engine, "CPU_BATCH", 16)
+    torch.manual_seed(0)
+    net = autoslim.Supernet(randomized(Scaled()), torch.randn(2, 3, 8, 8), divisor=4)
+    data, calibration = batches((70,), 0), batches((16, 8), 1)
+    found = []
+    for evaluator in (PartialEvaluator(net, data, calibration), SupernetEvaluator(net, data, calibration)):
+        trace = autoslim.SearchTrace()
+        options = {"targets": {"macs": ["20%"]}, "score": "loss", "effort": "exact", "trace": trace}
+        list(autoslim.greedy_search(net, evaluator=evaluator, **options))
+        found.append([(c.group, c.width, pytest.approx(c.loss, rel=1e-5)) for c in trace.path_taken()])
+        if not found[1:]:
+            assert evaluator._moving
+    assert found[0] == found[1] and 16 in {width for _, width, _ in found[0]}
+
+
+def test_whether_images_may_change_their_batch_is_no_matter_of_earlier_statistics():
+    net = trained_like(tricky.Residual)
+    data, calibration = batches((100, 50), 0), batches((16,), 1)
+    moving = []
+    for variance in (1.0, 0.0, torch.nan):
+        parts = PartialEvaluator(net, data, calibration)
+        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_var.fill_(variance)
+        parts.contest(step(net, net.full(), {}), "exact")
+        moving.append(parts._moving)
+        net = trained_like(tricky.Residual)
+    assert moving[0] and moving[0] == moving[1] == moving[2]
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_values_are_compared_at_all_levels_of_widths(level):
+    net = trained_like(tricky.Residual)
+    partial, images = PartialNet(net, torch.randn(2, 3, 8, 8)), torch.randn(70, 3, 8, 8)
+    width = max(net.widths, key=lambda width: len(width.choices))
+    assert len(width.choices) > 3
+    net.eval()
+    net.set(net.full())
+
+    def run(plan, places, off=0.0):
+        with torch.inference_mode(), partial.ready():
+            values = partial.run(plan, inputs=images[places])
+        if width.value == width.choices[level] and len(places) > 3:
+            values[partial.output] = values[partial.output] + off * torch.arange(len(places))[:, None]
+        return values
+
+    assert partial.output in same_anywhere(partial, run, 70, 32)
+    assert not same_anywhere(partial, functools.partial(run, off=1e-3), 70, 32)
+    assert not same_anywhere(partial, run, 63, 32) and not same_anywhere(partial, run, 70, 15)
 
 
 class SharedNorm(nn.Module):
@@ -415,6 +498,15 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     assert counted[1] == counted[0]
 
 
+def test_room_is_left_for_a_batch_at_work_that_cannot_be_cut():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 8, 3),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    parts = PartialEvaluator(net, batches((200,), 0), batches((40,), 1))
+    assert parts._room == 4e9 - 2 * 200 * parts._partial.bytes
+    assert PartialEvaluator(net, batches((200,), 0), batches((40,), 1), memory_budget=4e4)._room == 3e4
+
+
 def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch):
     net = trained_like(tricky.Residual)
     parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1)), net.full()
@@ -429,6 +521,9 @@ def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch
         assert parts._values._room == parts._room - 64 * bytes_of_an_image > 0
         contest.close()
         base = candidates[contest.best]
+    parts.forget()
+    parts.contest(step(net, base, candidates), "exact")
+    assert counted.pop() == counted.pop() == counted[0] == (64 + 1280, 64 + 1280, 4e9 - 2 * 64 * parts._partial.bytes)
     assert [images for _, images, _ in counted] == [64 + 1280] * 3
     assert [images for images, *_ in counted] == [64 + 1280, 64 + 1280, pytest.approx(64 + seen[0])] and seen[0] < 1280
 

@@ -40,7 +40,7 @@ def test_values_go_along_with_their_images(layout, own):
         for b in batches:
             values.put((name, "score", b), values_of(before[b], (1, 2), layout))
     values.put(("all", "calibrate", 3), calibrated := values_of(before[3], (1, 2)))
-    values.arrange(before, after, own)
+    values.arrange(before, after, own, {1, 2})
     for name, batches in seen.items():
         for b in range(7):
             known = values[name, "score", b]
@@ -59,10 +59,30 @@ def test_values_that_are_not_of_an_image_each_do_not_go_along():
     values = Values()
     values.choose({None: frozenset({1, 2, 3, 4})}, 1e9)
     for b in range(2):
-        others = {1: torch.tensor(8), 3: torch.ones(3, 8), 4: (torch.ones(8),)}
+        others = {1: torch.tensor(8), 3: torch.ones(8, 1), 4: (torch.ones(8),)}
         values.put((None, "score", b), values_of(before[b], (2,)) | others)
-    values.arrange(before, after := mixed(before), range(2))
+    values.arrange(before, after := mixed(before), range(2), {2})
     assert all(same(values[None, "score", b], values_of(after[b], (2,))) for b in range(2))
+
+
+def test_what_takes_too_much_room_to_copy_is_forgotten():
+    before = list(torch.arange(32).split(8))
+    values = Values()
+    values.choose({"a": frozenset({1, 2})}, 4 * 1312 + 640)
+    for b in range(4):
+        values.put(("a", "score", b), values_of(before[b], (1, 2)))
+    values.arrange(before, after := mixed(before), range(4), {1, 2})  # all of operation 1 are 4608 bytes, of operation 2 640
+    assert all(same(values["a", "score", b], values_of(after[b], (2,))) for b in range(4)) and values.held == 640
+
+
+def test_values_of_the_last_batches_give_way_where_there_is_less_room():
+    values, images = Values(), torch.arange(8)
+    values.choose({"a": frozenset({2}), None: frozenset({2})}, 1000)
+    for key in (("a", "score", 0), (None, "score", 2), ("a", "score", 1), ("a", "calibrate", 3)):
+        values.put(key, values_of(images, (2,)))
+    values.choose(values.keep, 330)
+    assert values.held == 320 and values["a", "score", 0] and values["a", "score", 1] and not values[None, "score", 2]
+    assert values["a", "calibrate", 3]
 
 
 def test_values_to_score_are_kept_as_far_as_there_is_room_and_those_to_calibrate_always():

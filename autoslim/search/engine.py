@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -18,10 +17,11 @@ from autoslim.search.contest import ExactContest, Race, Step, batches_with
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.keep import kept_of, worth_keeping
 from autoslim.search.partial import NotPartial, PartialNet, Plan
+from autoslim.search.places import same_anywhere
 from autoslim.search.ranks import Ranks
 from autoslim.search.samples import Samples, images_of, most_first
 from autoslim.search.scored import Scored, costs_of
-from autoslim.search.values import Values, by_image
+from autoslim.search.values import Values
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
@@ -46,9 +46,9 @@ class PartialEvaluator(SupernetEvaluator):
     Args:
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
-        memory_budget: bytes that kept values may take. What does not fit is computed again; images to score come in smaller
-            batches where they have to; where a calibration batch does not fit, it cannot be cut (in a fast search to no fewer
-            than 16 images), and all are run whole for every candidate.
+        memory_budget: bytes that values may take, those kept and those of a batch at work. What does not fit is computed again;
+            images to score come in smaller batches where they have to; where a calibration batch does not fit, it cannot be cut
+            (in a fast search to no fewer than 16 images), and all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
@@ -84,17 +84,17 @@ class PartialEvaluator(SupernetEvaluator):
         self._given = self._images.cut(self._size) if alone else self._images
         self._images = self._given
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given
-        largest = max(self._size, *self._calibration.sizes)
+        largest = max(*self._given.sizes, *self._calibration.sizes)
         self._room = memory_budget - min(memory_budget / 4, 2 * largest * self._partial.bytes)
         self.precision, self._cast = precision, CASTS[precision]
         self._race = {**RACE, **(race or {})}
         self._effort: str | None = None  # that images are arranged for
-        self._sorted_by: dict[str, int] | None = None  # widths
-        self._moves = False  # what is known of an image, when it comes into another batch
+        self._sorted_by: tuple | None = None  # score and widths
+        self._moving: frozenset[int] = frozenset()  # operations whose values go along with an image into another batch
         self.base: Scored | None = None
         self._values = Values()
         self._last: dict[str, Scored] = {}  # of every candidate
-        self._looked = Counter()  # candidates, and images that they saw, since it was chosen what to keep
+        self._candidates = self._seen = 0  # since it was chosen what to keep, and the images that they saw
         self._whole = self._partial.plan(None)
         self.macs = 0
         self.images = self._images.images
@@ -142,13 +142,15 @@ class PartialEvaluator(SupernetEvaluator):
     def _drop_values(self) -> None:
         self._values.clear()
         self._last.clear()
-        self._looked.clear()
+        self._candidates = self._seen = 0
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
+        sorts = effort == "exact" and self._sorts and self.images >= 2 * self._size
         if self._effort != effort:
             self._arrange(effort)
-        if effort == "exact" and self._sorts:
+            self._moving = self._find_moving() if sorts else frozenset()
+        if sorts:
             self._sort_images(step)
         self._go_to(step.base)
         if effort == "exact":
@@ -164,7 +166,6 @@ class PartialEvaluator(SupernetEvaluator):
             left = self.images % self._size
             order = torch.arange(self.images).roll(left)
             self._order = order.split([left] * (left > 0) + [self._size] * (self.images // self._size))
-            self._moves = self._same_anywhere()
         elif self._sorts:  # samples are drawn
             self._order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).split(self._size)
         if self._sorts:
@@ -183,40 +184,38 @@ class PartialEvaluator(SupernetEvaluator):
         self._effort = effort
 
     @torch.inference_mode()
-    def _same_anywhere(self) -> bool:
-        """Tell whether what is known of an image is the same, to the last digit, wherever in a batch it is."""
-        plan = self._partial.plan(None, wanted=self._partial.read.union(*self._partial.influence.origins.values()))
-        places = torch.arange(min(self._size, self.images))
-        for config in (self.net.full(), self.net.narrowest()):
-            self.net.set(config)
-            with self._at_work():
-                one, other = (
-                    self._partial.run(plan, inputs=self._given.arranged([order])[0][0]) for order in (places, places.flip(0))
-                )
-            self.macs += 2 * len(places) * self._partial.macs(plan)
-            values = [(value, other[i]) for i, value in one.items() if by_image(value, len(places))]
-            if not all(torch.equal(value.flip(0), again) for value, again in values):
-                return False
-        return True
+    def _find_moving(self) -> frozenset[int]:
+        """Return the operations whose values may go along with an image into another batch; those that all processes find."""
+        self._go_to(self.net.full())
+
+        def run(plan: Plan, places: Tensor) -> dict:
+            self.macs += len(places) * self._partial.macs(plan)
+            return self._partial.run(plan, inputs=self._given.arranged([places])[0][0])
+
+        with self._at_work():
+            self.base.measure.store()
+            moving = same_anywhere(self._partial, run, self.images, self._size)
+        return frozenset.intersection(*self.ranks.share({self.ranks.rank: moving}).values())
 
     @torch.inference_mode()
     def _sort_images(self, step: Step) -> None:
         """Sort the images by what each costs the base of a step; what is known of them goes along."""
-        by = step.base if self._moves else self.net.full()
-        if self._sorted_by == by.widths:
+        by = step.base if self._moving else self.net.full()
+        if self._sorted_by == (step.score, by.widths):
             return
         self._go_to(by)
         self.look({}, range(len(self._order)))
         costs = self.base.values(len(self._order))[:, torch.cat(self._order).argsort()]  # as they were given
-        before, self._order = self._order, most_first(self._order, costs[1 if step.score == "loss" else 2])
-        self._images = self._given.arranged(self._order)
-        self.base.seen = {i: costs[:, images] for i, images in enumerate(self._order)}
-        if self._moves:
-            self._values.arrange(before, self._order, self.ranks.own(range(len(self._order))))
-            self._choose_what_to_keep(self.images)
+        order = most_first(self._order, costs[1 if step.score == "loss" else 2])
+        images = self._given.arranged(order)
+        self._values.arrange(self._order, order, self.ranks.own(range(len(order))), self._moving)
+        self._order, self._images = order, images
+        if self._moving:
+            self.base.seen = {i: costs[:, places] for i, places in enumerate(order)}
         else:
-            self.base = None
-        self._sorted_by = by.widths
+            self.base = None  # it is to be judged in this order
+        self._choose_what_to_keep(self.images)
+        self._sorted_by = step.score, by.widths
 
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
@@ -226,10 +225,11 @@ class PartialEvaluator(SupernetEvaluator):
 
         calibration, scored = self._used.sizes, own(self.sizes[: batches_with(images, self.sizes)])
         calibrated = max(own(calibration), calibration[0])
-        part = self._looked["images"] / (self._looked["candidates"] * images) if self._looked["candidates"] else 1.0
-        self._looked.clear()
+        part = self._seen / (self._candidates * images) if self._candidates else 1.0
+        self._candidates = self._seen = 0
         keep, of_base = worth_keeping(self._partial, calibrated + part * scored, calibrated + scored, self._room)
-        chosen = {None: of_base} | {group.name: kept_of(self._partial.influence, group.name, keep) for group in self.net.groups}
+        narrowed = (width.name for width in self.net.widths if len(width.choices) > 1)
+        chosen = {None: of_base} | {name: kept_of(self._partial.influence, name, keep) for name in narrowed}
         self._values.choose(chosen, self._room - calibrated * sum(map(self._partial.bytes_of, chosen.values())))
 
     @torch.inference_mode()
@@ -257,7 +257,7 @@ class PartialEvaluator(SupernetEvaluator):
             if name in self._last and self._last[name].config.widths[name] != config.widths[name]:
                 self._values.forget(name)
                 del self._last[name]
-        self._looked["candidates"] += len(judged)
+        self._candidates += len(judged)
         found: dict[int, dict] = {}
         with self._at_work():
             for i in self._own_calibration(self._used):
@@ -281,7 +281,7 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.inference_mode()
     def look(self, judged: Mapping[str, Scored], batches: Sequence[int]) -> None:
         """Score candidates, and the base, on batches that they have not seen."""
-        self._looked["images"] += sum(self.sizes[i] for i in batches for each in judged.values() if i not in each.seen)
+        self._seen += sum(self.sizes[i] for i in batches for each in judged.values() if i not in each.seen)
         found: dict[int, dict[str, Tensor]] = {}
         with self._at_work():
             for i in self.ranks.own(batches):

@@ -10,7 +10,7 @@ from autoslim.slimmable.calibrate import Measure
 
 
 class Scored:
-    """One configuration as it is judged: its BN statistics, and and what its images cost, batch after batch."""
+    """One configuration as it is judged: its BN statistics, and what its images cost, batch after batch."""
 
     def __init__(self, config: ChannelConfig):
         self.config = config

@@ -1,6 +1,6 @@
 """What is known of the base of a step and of its candidates, kept from step to step."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -63,45 +63,55 @@ class Values:
             known.setdefault((None, what, batch), {}).update(values)
         self._replace(known)
 
-    def arrange(self, before: Sequence[Tensor], after: Sequence[Tensor], own: Collection[int]) -> None:
-        """Let values to score go along with their images; a batch of which not all images are known is forgotten.
+    def arrange(self, before: Sequence[Tensor], after: Sequence[Tensor], own: Collection[int], moving: Collection[int]) -> None:
+        """Let values to score go along with their images; those of a batch whose images are not all known are forgotten.
 
         Args:
             before, after: the images of every batch, so far and from now on, as places among all of them; batches whose images
                 change are of one size.
             own: batches that this process runs.
+            moving: operations whose values are of an image each, `[N, ...]`; others are forgotten, and what it takes too much room
+                to copy.
         """
         changed = {b for b, (old, new) in enumerate(zip(before, after, strict=True)) if not torch.equal(old, new)}
-        moved: dict[str | None, dict[int, dict[int, object]]] = {}  # by name and batch
+        left: dict[str | None, dict[int, dict[int, object]]] = {}  # what is known of batches that change, by name and batch
         for key in [key for key in self._known if key[1] == "score" and key[2] in changed]:
-            moved.setdefault(key[0], {})[key[2]] = self._known.pop(key)
-        row = torch.empty(sum(map(len, before)), dtype=torch.long)  # of an image among those whose values are known
-        for name, batches in moved.items():
+            left.setdefault(key[0], {})[key[2]] = self._known.pop(key)
+        ways: dict[tuple[int, ...], dict[int, Tensor]] = {}
+        for name, batches in left.items():
             for i in self.keep[name]:
-                parts = {b: values.pop(i) for b, values in batches.items() if by_image(values.get(i), len(before[b]))}
-                if not parts:
+                parts = {b: values.pop(i) for b, values in batches.items() if i in values}
+                if i not in moving or not parts or self.held + sum(part.nbytes for part in parts.values()) > self._room:
                     continue
-                known = torch.cat([before[b] for b in parts])
-                row.fill_(-1)
-                row[known] = torch.arange(len(known))
-                joined, layout = torch.cat(list(parts.values())), torch.empty_like(next(iter(parts.values())), device="meta")
+                if (known := tuple(parts)) not in ways:
+                    rows = _rows([before[b] for b in known], {b: after[b] for b in changed.intersection(own)})
+                    ways[known] = {b: row.to(parts[known[0]].device) for b, row in rows.items()}
+                layout = torch.empty_like(parts[known[0]], device="meta")
+                joined = torch.cat(list(parts.values()))
                 parts.clear()
-                for b in changed.intersection(own):
-                    rows = row[after[b]]
-                    if (rows >= 0).all():
-                        value = torch.empty_like(layout, device=joined.device)
-                        torch.index_select(joined, 0, rows.to(joined.device), out=value)
-                        self._known.setdefault((name, "score", b), {})[i] = value
+                for b, rows in ways[known].items():
+                    value = torch.empty_like(layout, device=joined.device)
+                    torch.index_select(joined, 0, rows, out=value)
+                    self._known.setdefault((name, "score", b), {})[i] = value
         self._replace(self._known)
 
     def _replace(self, known: dict[Key, dict[int, object]]) -> None:
         self._known = known
-        self.held = sum(_bytes(values) for key, values in known.items() if key[1] == "score")
+        sizes = {key: _bytes(values) for key, values in known.items() if key[1] == "score"}
+        self.held = sum(sizes.values())
+        for key in sorted(sizes, key=lambda key: -key[2]):  # the last batches are seen by fewest
+            if self.held <= self._room:
+                break
+            self.held -= sizes[key]
+            del known[key]
 
 
-def by_image(value, images: int) -> bool:
-    """Tell whether a value may be of an image each."""
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == images
+def _rows(known: Iterable[Tensor], batches: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return the rows of images among those known, for batches of which all are."""
+    joined = torch.cat(list(known))
+    row = torch.full((1 + max(images.max().item() for images in (joined, *batches.values())),), -1)
+    row[joined] = torch.arange(len(joined))
+    return {b: row[images] for b, images in batches.items() if (row[images] >= 0).all()}
 
 
 def _of(keep: Collection[int], values: Mapping[int, object]) -> dict[int, object]:
