@@ -48,21 +48,15 @@ def command(supernet, out, *options):
     ]
 
 
-def start(arguments, *, processes=1):
-    launch = [sys.executable, "-m"]
+def start(arguments, *, processes=1, program=("-m", "autoslim")):
+    launch = [sys.executable]
     if processes > 1:
-        launch += [
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(processes),
-            "--master-port",
-            str(20000 + os.getpid() % 20000),
-            "-m",
-        ]
+        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        launch += ["--master-port", str(20000 + os.getpid() % 20000)]
     # One thread everywhere: sums of other lengths differ in their last digits.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [*launch, "autoslim", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*launch, *program, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
@@ -169,6 +163,20 @@ def test_an_exact_search_of_a_trained_network_is_brute_force_over_plain_networks
 def test_two_processes_write_what_one_writes(supernet, whole, effort, tmp_path):
     assert start(command(supernet, tmp_path / "out", "--effort", effort), processes=2).wait() == 0
     assert contents(tmp_path / "out") == whole[effort]
+
+
+def test_processes_that_each_sort_images_of_their_own_write_what_one_writes(supernet, tmp_path):
+    program = tmp_path / "two_strands.py"
+    program.write_text(
+        "import runpy\n"
+        "from autoslim.search import engine, samples\n"
+        "engine.CPU_BATCH, samples.STRAND = 16, 4\n"
+        "runpy.run_module('autoslim', run_name='__main__')\n"
+    )
+    for processes in (1, 2, 3):
+        options = command(supernet, tmp_path / str(processes), "--effort", "exact")
+        assert start(options, processes=processes, program=[str(program)]).wait() == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
 
 
 @pytest.mark.parametrize("options", [("--swaps", "3"), ("--order", "evolution", "--evaluations", "40")])
