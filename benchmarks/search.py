@@ -26,6 +26,7 @@ from autoslim.commands.search import load_supernet
 from autoslim.factories import load_rules
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.samples import Samples
 from autoslim.slimmable import family
 from autoslim.spaces import load_space
 
@@ -68,6 +69,7 @@ def main():
         along = along or trace
     count = args.straightforward
     whole = options if count is None else {**options, "steps": count}
+    images = Samples(images, next(net.parameters()).device).cut(max(evaluator.sizes))  # for large ones a CPU takes twice as long
     trace, _, seconds = descend(net, SupernetEvaluator(net, images, calibration), "exact", whole)
     part, total = executed(net, trace, seen), executed(net, along, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
