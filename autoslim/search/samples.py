@@ -134,8 +134,8 @@ def most_first(order: Sequence[Tensor], costs: Tensor) -> list[Tensor]:
     where there are enough, so that as many processes that share them in turn keep the images that they have.
 
     Args:
-        order: for every batch, the places of its images.
-        costs: by place.
+        order: for every batch, the places of its images; batches are of one size, but for the first.
+        costs: what each image costs `[N]`, by place.
     """
     size = len(order[-1])
     first = int(len(order[0]) != size)

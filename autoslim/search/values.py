@@ -84,7 +84,7 @@ class Values:
                 if i not in moving or not parts or self.held + sum(part.nbytes for part in parts.values()) > self._room:
                     continue
                 if (known := tuple(parts)) not in ways:
-                    rows = _rows([before[b] for b in known], {b: after[b] for b in changed.intersection(own)})
+                    rows = _rows(before, known, {b: after[b] for b in changed.intersection(own)})
                     ways[known] = {b: row.to(parts[known[0]].device) for b, row in rows.items()}
                 layout = torch.empty_like(parts[known[0]], device="meta")
                 joined = torch.cat(list(parts.values()))
@@ -106,10 +106,10 @@ class Values:
             del known[key]
 
 
-def _rows(known: Iterable[Tensor], batches: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Return the rows of images among those known, for batches of which all are."""
-    joined = torch.cat(list(known))
-    row = torch.full((1 + max(images.max().item() for images in (joined, *batches.values())),), -1)
+def _rows(before: Sequence[Tensor], known: Iterable[int], batches: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return the rows of images among those of known batches, for batches of which all are known."""
+    joined = torch.cat([before[b] for b in known])
+    row = torch.full((sum(map(len, before)),), -1)
     row[joined] = torch.arange(len(joined))
     return {b: row[images] for b, images in batches.items() if (row[images] >= 0).all()}
 
