@@ -60,7 +60,10 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
         _spectrum(searches, retrained, out)
         return
     if not searches:
-        raise RunError(f"{', '.join(map(str, folders))} hold no finished search; run `autoslim search RUN` first")
+        named = ", ".join(map(str, folders))
+        raise RunError(
+            f"no finished search in {named}; run `autoslim search RUN` first, or name the folder that it wrote (--out)"
+        )
     (_channels if what == "channels" else _path)(searches[0], out)
 
 
