@@ -1,39 +1,25 @@
 """A network run in parts: against the whole network, at every group."""
 
-import functools
-import itertools
-
 import pytest
 import torch
 import tricky
 from all_cases import ALL_CASES
+from steps import all_to_the_end, batches, narrower, step, trained_like
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
-from autoslim.search import engine
-from autoslim.search.contest import Step, batches_with
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.partial import PartialNet
-from autoslim.search.places import same_anywhere
-from autoslim.search.samples import most_first
-from autoslim.search.scored import costs_of
 
 
 def supernet(kind):
     torch.manual_seed(0)
     inputs = kind.inputs(3)
     return autoslim.Supernet(randomized(kind()), inputs, divisor=1, steps=4), as_inputs(inputs)
-
-
-def narrower(net, base, name):
-    widths = dict(base.widths)
-    choices = net.choices[name]
-    position = choices.index(widths[name])
-    return net.make_config([choices[position - 1] if n == name else w for n, w in widths.items()]) if position else None
 
 
 @pytest.mark.parametrize("kind", ALL_CASES, ids=lambda kind: kind.__name__)
@@ -57,12 +43,6 @@ def test_a_rerun_is_the_whole_network_at_the_narrower_width(kind):
             net.set(base)
             for a, b in zip(tree_leaves(whole), tree_leaves(values[partial.output]), strict=True):
                 torch.testing.assert_close(a, b)
-
-
-def step(net, base, candidates, score="loss", savings=None):
-    ones = dict.fromkeys(candidates, 1.0)
-    macs = {name: autoslim.CostTable(net).cost(config).macs for name, config in candidates.items()}
-    return Step(base, autoslim.Score(0.0, 0.0, 0), candidates, savings or ones, macs, score)
 
 
 SPATIAL = {"UNet", "Pyramid", "SharedHead"}
@@ -155,164 +135,6 @@ def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind)
     check_descents(kind, "loss", 4e9)
 
 
-@pytest.mark.parametrize("score", ["error", "loss"])
-@pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat], ids=lambda kind: kind.__name__)
-def test_a_search_that_sorts_its_images_anew_decides_the_same_wherever_it_goes_on(kind, score, monkeypatch):
-    net = trained_like(kind, steps=8)
-    data, calibration = batches((150, 50), 0), batches((16, 8), 1)
-    options = {"targets": {"macs": ["30%"]}, "score": score, "effort": "exact"}
-
-    def search(evaluator, known=0, of=None):
-        trace = autoslim.SearchTrace()
-        for number in range(known):
-            trace.record(of.step(number))
-        (point,) = autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options)
-        return trace, point
-
-    brute, expected = search(SupernetEvaluator(net, data, calibration))
-    sorted_by = []
-    monkeypatch.setattr(engine, "most_first", lambda order, costs: sorted_by.append(costs) or most_first(order, costs))
-    whole, found = search(PartialEvaluator(net, data, calibration))
-    assert found.config.widths == expected.config.widths
-    for one, other in zip(whole.path_taken(), brute.path_taken(), strict=True):
-        assert (one.group, one.width, one.images, one.error) == (other.group, other.width, 200, pytest.approx(other.error))
-    steps = found.step
-    assert steps > 4 and len(sorted_by) == steps
-    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(sorted_by))
-    for known in range(1, steps + 1):
-        resumed, _ = search(PartialEvaluator(net, data, calibration), known, whole)
-        assert resumed.rows == whole.rows
-
-
-@pytest.mark.parametrize("score", ["error", "loss"])
-def test_images_that_cost_the_base_most_come_first_after_those_that_fill_no_batch(score):
-    net = trained_like(tricky.Residual)
-    data, calibration = batches((100, 50), 0), batches((16,), 1)
-    images, labels = (torch.cat(parts) for parts in zip(*data))
-    parts, full = PartialEvaluator(net, data, calibration), net.full()
-    first, *_, last = full.widths
-
-    def costs(config):
-        SupernetEvaluator(net, data, calibration).score(config)
-        with torch.inference_mode():
-            logits = net.eval()(images)
-        others = logits.masked_fill(torch.nn.functional.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
-        risks = others.amax(1) - logits[torch.arange(len(labels)), labels]
-        return torch.nn.functional.cross_entropy(logits, labels, reduction="none") if score == "loss" else risks
-
-    for base in (full, narrower(net, full, first), full):
-        for other in {"error", "loss"} - {score}, {score}:
-            parts.contest(step(net, base, {last: narrower(net, base, last)}, *other), "exact")
-        expected = images[costs(base)[:128].argsort(descending=True)]
-        torch.testing.assert_close(torch.cat([x for x, _ in parts._images]), torch.cat([images[128:], expected]))
-
-
-class ByPlace(nn.Module):
-    """Adds what depends on the place of an image in its batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.out = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)), nn.Linear(16, 3)
-
-    def forward(self, x):
-        x = self.body(x).relu()
-        return self.out((x + torch.arange(x.shape[0]).view(-1, 1, 1, 1) / 8).mean((2, 3)))
-
-
-class ByCompany(ByPlace):
-    """Divides by what is largest in a batch."""
-
-    def forward(self, x):
-        x = self.body(x).relu()
-        return self.out((x / x.amax()).mean((2, 3)))
-
-
-@pytest.mark.parametrize("kind", [ByPlace, ByCompany])
-def test_images_that_are_judged_by_their_batch_are_sorted_once(kind):
-    net = trained_like(kind)
-    data, calibration = batches((100, 50), 0), batches((16,), 1)
-    parts, base, orders = PartialEvaluator(net, data, calibration), net.full(), []
-    with torch.no_grad():
-        net.model.body[1].running_mean.fill_(torch.nan)  # nothing can be told with these
-    for _ in range(3):
-        candidates = {name: narrower(net, base, name) for name in base.widths}
-        contest = all_to_the_end(parts, step(net, base, candidates), list(candidates))
-        orders.append(torch.cat(list(parts._order)))
-        net.set(base)
-        parts.base.measure.store()
-        with torch.inference_mode():
-            costs = torch.cat([costs_of(net.eval()(x), labels) for x, labels in parts._images], dim=1)
-        torch.testing.assert_close(parts.base.values(len(parts.sizes)), costs)
-        contest.best = next(iter(candidates))
-        contest.close()
-        base = candidates[contest.best]
-    assert not parts._moving and all(torch.equal(order, orders[0]) for order in orders)
-    assert not torch.equal(orders[0], orders[0].sort().values.roll(22))
-
-
-class Scaled(nn.Module):
-    """A scale of as many channels, now and then, as a batch has images."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.scale = nn.Conv2d(3, 24, 3), nn.Parameter(torch.linspace(-1, 1, 24)[:, None, None])
-        self.mix, self.norm, self.out = nn.Conv2d(24, 24, 3), nn.BatchNorm2d(24), nn.Linear(24, 3)
-
-    def forward(self, x):
-        return self.out(self.norm(self.mix((self.body(x) * self.scale).relu())).relu().mean((2, 3)))
-
-
-def test_channels_are_not_taken_for_images_where_they_are_as_many(monkeypatch):
-    monkeypatch.setattr(engine, "CPU_BATCH", 16)
-    torch.manual_seed(0)
-    net = autoslim.Supernet(randomized(Scaled()), torch.randn(2, 3, 8, 8), divisor=4)
-    data, calibration = batches((70,), 0), batches((16, 8), 1)
-    found = []
-    for evaluator in (PartialEvaluator(net, data, calibration), SupernetEvaluator(net, data, calibration)):
-        trace = autoslim.SearchTrace()
-        options = {"targets": {"macs": ["20%"]}, "score": "loss", "effort": "exact", "trace": trace}
-        list(autoslim.greedy_search(net, evaluator=evaluator, **options))
-        found.append([(c.group, c.width, pytest.approx(c.loss, rel=1e-5)) for c in trace.path_taken()])
-        if not found[1:]:
-            assert evaluator._moving
-    assert found[0] == found[1] and 16 in {width for _, width, _ in found[0]}
-
-
-def test_whether_images_may_change_their_batch_is_no_matter_of_earlier_statistics():
-    net = trained_like(tricky.Residual)
-    data, calibration = batches((100, 50), 0), batches((16,), 1)
-    moving = []
-    for variance in (1.0, 0.0, torch.nan):
-        parts = PartialEvaluator(net, data, calibration)
-        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.running_var.fill_(variance)
-        parts.contest(step(net, net.full(), {}), "exact")
-        moving.append(parts._moving)
-        net = trained_like(tricky.Residual)
-    assert moving[0] and moving[0] == moving[1] == moving[2]
-
-
-@pytest.mark.parametrize("level", [0, 1, 3])
-def test_values_are_compared_at_all_levels_of_widths(level):
-    net = trained_like(tricky.Residual)
-    partial, images = PartialNet(net, torch.randn(2, 3, 8, 8)), torch.randn(70, 3, 8, 8)
-    width = max(net.widths, key=lambda width: len(width.choices))
-    assert len(width.choices) > 3
-    net.eval()
-    net.set(net.full())
-
-    def run(plan, places, off=0.0):
-        with torch.inference_mode(), partial.ready():
-            values = partial.run(plan, inputs=images[places])
-        if width.value == width.choices[level] and len(places) > 3:
-            values[partial.output] = values[partial.output] + off * torch.arange(len(places))[:, None]
-        return values
-
-    assert partial.output in same_anywhere(partial, run, 70, 32)
-    assert not same_anywhere(partial, functools.partial(run, off=1e-3), 70, 32)
-    assert not same_anywhere(partial, run, 63, 32) and not same_anywhere(partial, run, 70, 15)
-
-
 class SharedNorm(nn.Module):
     """One batch norm, and one head with a batch norm, that see two activations each."""
 
@@ -400,20 +222,7 @@ def walk(net, data, calibration, share=1.0):
         base = candidates[contest.best]
 
 
-def all_to_the_end(parts, now, names):
-    contest = parts.contest(now, "exact")
-    contest.enter(names)
-    contest._go_on(lambda name: True)
-    return contest
-
-
-def trained_like(kind, steps=4):
-    torch.manual_seed(0)
-    inputs = kind.inputs(3) if hasattr(kind, "inputs") else torch.randn(2, 3, 8, 8)
-    return autoslim.Supernet(randomized(kind()), inputs, divisor=1, steps=steps)
-
-
-@pytest.mark.parametrize("share", [1.0, 0.3], ids=["all kept", "some kept"])
+@pytest.mark.parametrize("share", [1.0, 0.5], ids=["all kept", "some kept"])
 @pytest.mark.parametrize("sizes", [(8, 5), (130, 70)], ids=["one batch", "sorted batches"])
 @pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind.__name__)
 def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, sizes, share):
@@ -424,10 +233,12 @@ def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, s
         for name, judged in contest.close().items():
             expected = whole.score(now.candidates[name])
             assert (judged.score.error, judged.score.loss) == pytest.approx((expected.error, expected.loss), rel=1e-4)
-        tensors = [leaf for leaf in tree_leaves(parts._values._known) if isinstance(leaf, torch.Tensor)]
-        assert tensors
-        held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-        assert sum(held.values()) <= parts._room + sum(x.nbytes for x, _ in (*data, *calibration, *parts._images))
+        leaves = tree_leaves(parts._values._known)
+        assert leaves or share < 1
+        assert not parts._partial.inputs.intersection(*parts._values.keep.values())
+        stored = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        held = {storage._cdata: storage.nbytes() for storage in stored}
+        assert sum(held.values()) <= parts._room
 
 
 @pytest.mark.parametrize("sizes", [(8, 5), (130, 70)], ids=["one batch", "sorted batches"])
@@ -480,54 +291,6 @@ def test_a_step_that_was_interrupted_can_be_done_again(monkeypatch):
     assert contest.close()[contest.best] == fresh.close()[contest.best]
 
 
-@pytest.mark.parametrize(("effort", "ranks"), [("exact", 1), ("exact", 3), ("exact", 8), ("fast", 1), ("fast", 2)])
-@pytest.mark.parametrize("size", [32, 300])
-def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, size, monkeypatch):
-    net = trained_like(tricky.Residual)
-    parts = PartialEvaluator(net, batches((size,) * (1200 // size), 0), batches((40, 24), 1), race={"most": 520})
-    counted = []
-    monkeypatch.setattr(
-        engine, "worth_keeping", lambda _, images, base, room: counted.extend((images, base)) or (frozenset(),) * 2
-    )
-    parts.ranks.count = ranks
-    parts._arrange(effort)
-    last = len(parts.sizes) if effort == "exact" else batches_with(520, parts.sizes)
-    sizes, calibration = parts.sizes[:last], parts._used.sizes
-    assert counted[0] >= max(sum(sizes[r::ranks]) for r in range(ranks)) + max(sum(calibration[r::ranks]) for r in range(ranks))
-    assert counted[0] <= max(sum(sizes[r::ranks]) for r in range(ranks)) + sum(calibration)
-    assert counted[1] == counted[0]
-
-
-def test_room_is_left_for_a_batch_at_work_that_cannot_be_cut():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 8, 3),
-                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
-    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=4)
-    parts = PartialEvaluator(net, batches((200,), 0), batches((40,), 1))
-    assert parts._room == 4e9 - 2 * 200 * parts._partial.bytes
-    assert PartialEvaluator(net, batches((200,), 0), batches((40,), 1), memory_budget=4e4)._room == 3e4
-
-
-def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch):
-    net = trained_like(tricky.Residual)
-    parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1)), net.full()
-    counted, seen, choose = [], [], engine.worth_keeping
-    monkeypatch.setattr(engine, "worth_keeping", lambda *args: counted.append(args[1:]) or choose(*args))
-    for _ in range(2):
-        candidates = {name: narrower(net, base, name) for name in base.widths}
-        contest = parts.contest(step(net, base, candidates), "exact")
-        contest.enter(list(candidates))
-        seen.append(sum(64 * batches for batches in contest._batches.values()) / len(candidates))
-        bytes_of_an_image = sum(map(parts._partial.bytes_of, parts._values.keep.values()))
-        assert parts._values._room == parts._room - 64 * bytes_of_an_image > 0
-        contest.close()
-        base = candidates[contest.best]
-    parts.forget()
-    parts.contest(step(net, base, candidates), "exact")
-    assert counted.pop() == counted.pop() == counted[0] == (64 + 1280, 64 + 1280, 4e9 - 2 * 64 * parts._partial.bytes)
-    assert [images for _, images, _ in counted] == [64 + 1280] * 3
-    assert [images for images, *_ in counted] == [64 + 1280, 64 + 1280, pytest.approx(64 + seen[0])] and seen[0] < 1280
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_leading_values_are_laid_out_as_in_a_whole_run(layout):
     net, inputs = supernet(tricky.Residual)
@@ -545,28 +308,6 @@ def test_leading_values_are_laid_out_as_in_a_whole_run(layout):
             for i, value in leading.items():
                 for a, b in zip(tree_leaves(value), tree_leaves(whole[i])):
                     assert not isinstance(a, torch.Tensor) or (a.stride() == b.stride() and torch.allclose(a, b, atol=1e-5))
-
-
-def test_late_values_of_candidates_are_kept_first_and_save_multiply_adds():
-    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.ReLU()) for i in range(6)),
-                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
-    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=8)
-    data, calibration = batches((16,), 0), batches((16,), 1)
-    done = {}
-    for room in (0, 3 * 32 * 4 * 8 * 8 * 8, 1e9):
-        parts = PartialEvaluator(net, data, calibration)
-        parts._room = room
-        base = net.full()
-        for _ in range(5):
-            candidates = {name: narrower(net, base, name) for name in base.widths}
-            contest = parts.contest(step(net, base, candidates), "exact")
-            contest.enter(list(candidates))
-            contest.best = list(candidates)[-1]
-            contest.close()
-            base = candidates[contest.best]
-        done[room] = parts.macs
-    first, some, most = done.values()
-    assert first > 3 * some and some > most
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS[::3], ids=lambda kind: kind.__name__)
@@ -589,11 +330,6 @@ def contested(net, data, calibration, **options):
         contest = all_to_the_end(parts, step(net, base, candidates), list(candidates))
         for name, judged in contest.close().items():
             yield (judged.score.error, judged.score.loss), whole.score(candidates[name])
-
-
-def batches(sizes, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in sizes]
 
 
 def test_a_norm_that_runs_twice_has_the_statistics_of_both():

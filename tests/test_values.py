@@ -75,6 +75,23 @@ def test_what_takes_too_much_room_to_copy_is_forgotten():
     assert all(same(values["a", "score", b], values_of(after[b], (2,))) for b in range(4)) and values.held == 640
 
 
+@pytest.mark.parametrize("room", [480, 479])
+def test_values_that_share_their_memory_are_copies_of_their_own_when_they_have_moved(room):
+    before = list(torch.arange(16).split(8))
+    values = Values()
+    values.choose({"a": frozenset({2, 3})}, room if room < 480 else 2 * room)
+    for b in range(2):
+        (value,) = values_of(before[b], (2,)).values()
+        values.put(("a", "score", b), {2: value, 3: value.view(8, 5, 1)})
+    assert values.held == 320
+    values.arrange(before, after := mixed(before), range(2), {2, 3})
+    moved = room == 480
+    assert values.held == 640 * moved
+    for b in range(2):
+        (expected,) = values_of(after[b], (2,)).values()
+        assert not moved or same(values["a", "score", b], {2: expected, 3: expected.view(8, 5, 1)})
+
+
 def test_values_of_the_last_batches_give_way_where_there_is_less_room():
     values, images = Values(), torch.arange(8)
     values.choose({"a": frozenset({2}), None: frozenset({2})}, 1000)

@@ -72,7 +72,7 @@ class PartialEvaluator(SupernetEvaluator):
             raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
         self._partial = PartialNet(net, self._images.cut(2)[0][0], rules)
-        # A quarter at most for a batch that is at work (the base's values, and a candidate's), the rest for what is kept.
+        # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
         alone = _scored_alone(net)
         self._size = min(_batch_of(net), self._most)
@@ -85,12 +85,13 @@ class PartialEvaluator(SupernetEvaluator):
         self._images = self._given
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given
         largest = max(*self._given.sizes, *self._calibration.sizes)
-        self._room = memory_budget - min(memory_budget / 4, 2 * largest * self._partial.bytes)
+        self._room = memory_budget - min(memory_budget / 2, 2 * largest * self._partial.bytes)
         self.precision, self._cast = precision, CASTS[precision]
         self._race = {**RACE, **(race or {})}
-        self._effort: str | None = None  # that images are arranged for
-        self._sorted_by: tuple | None = None  # score and widths
-        self._moving: frozenset[int] = frozenset()  # operations whose values go along with an image into another batch
+        self._arranged_for: tuple[str, str] | None = None  # effort and score
+        self._sorted_by: dict | None = None  # widths
+        # Operations whose values go along with an image into another batch; None where images are not sorted.
+        self._moving: frozenset[int] | None = None
         self.base: Scored | None = None
         self._values = Values()
         self._last: dict[str, Scored] = {}  # of every candidate
@@ -136,7 +137,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     def forget(self) -> None:
         """Forget what was computed with the weights so far."""
-        self.base = self._effort = None
+        self.base = self._arranged_for = None
         self._drop_values()
 
     def _drop_values(self) -> None:
@@ -146,12 +147,13 @@ class PartialEvaluator(SupernetEvaluator):
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
-        sorts = effort == "exact" and self._sorts and self.images >= 2 * self._size
-        if self._effort != effort:
+        if self._arranged_for != (effort, step.score):
             self._arrange(effort)
-            self._moving = self._find_moving() if sorts else frozenset()
-        if sorts:
+            self._arranged_for = effort, step.score
+        if self._moving is not None:
             self._sort_images(step)
+        if effort == "exact":
+            self._choose_what_to_keep(self.images)
         self._go_to(step.base)
         if effort == "exact":
             return ExactContest(self, step)
@@ -159,16 +161,11 @@ class PartialEvaluator(SupernetEvaluator):
 
     def _arrange(self, effort: str) -> None:
         """Choose the images of searches of an effort, and what of them is kept from step to step."""
-        self.base = self._sorted_by = None
+        self.base = self._sorted_by = self._moving = None
         self._drop_values()
-        if self._sorts and effort == "exact":
-            # What is left over comes first: it stays as it is when whole batches are sorted.
-            left = self.images % self._size
-            order = torch.arange(self.images).roll(left)
-            self._order = order.split([left] * (left > 0) + [self._size] * (self.images // self._size))
-        elif self._sorts:  # samples are drawn
+        self._images = self._given
+        if self._sorts and effort != "exact":  # samples are drawn
             self._order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).split(self._size)
-        if self._sorts:
             self._images = self._given.arranged(self._order)
         least, most = CALIBRATION_BATCH
         fast = self._calibration.cut(max(least, min(most, self._most)), most=self._race["calibration"])
@@ -181,12 +178,20 @@ class PartialEvaluator(SupernetEvaluator):
             log.info("batches of %d images do not fit into the memory budget: every candidate is calibrated whole; from %s on "
                      "they would fit", largest, enough)  # fmt: skip
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
-        self._effort = effort
+        if self._sorts and effort == "exact" and self.images >= 2 * self._size:
+            self._moving = self._find_moving()
+        if self._moving is not None:
+            # What is left over comes first: it stays as it is when whole batches are sorted.
+            left = self.images % self._size
+            order = torch.arange(self.images).roll(left)
+            self._order = order.split([left] * (left > 0) + [self._size] * (self.images // self._size))
+            self._images = self._given.arranged(self._order)
 
     @torch.inference_mode()
-    def _find_moving(self) -> frozenset[int]:
-        """Return the operations whose values may go along with an image into another batch; those that all processes find."""
+    def _find_moving(self) -> frozenset[int] | None:
+        """Return what `same_anywhere` finds; of operations those that all processes find."""
         self._go_to(self.net.full())
+        self._values.clear()  # two batches of all values take the room
 
         def run(plan: Plan, places: Tensor) -> dict:
             self.macs += len(places) * self._partial.macs(plan)
@@ -195,13 +200,14 @@ class PartialEvaluator(SupernetEvaluator):
         with self._at_work():
             self.base.measure.store()
             moving = same_anywhere(self._partial, run, self.images, self._size)
-        return frozenset.intersection(*self.ranks.share({self.ranks.rank: moving}).values())
+        found = self.ranks.share({self.ranks.rank: moving}).values()
+        return None if None in found else frozenset.intersection(*found)
 
     @torch.inference_mode()
     def _sort_images(self, step: Step) -> None:
         """Sort the images by what each costs the base of a step; what is known of them goes along."""
         by = step.base if self._moving else self.net.full()
-        if self._sorted_by == (step.score, by.widths):
+        if self._sorted_by == by.widths:
             return
         self._go_to(by)
         self.look({}, range(len(self._order)))
@@ -214,8 +220,7 @@ class PartialEvaluator(SupernetEvaluator):
             self.base.seen = {i: costs[:, places] for i, places in enumerate(order)}
         else:
             self.base = None  # it is to be judged in this order
-        self._choose_what_to_keep(self.images)
-        self._sorted_by = step.score, by.widths
+        self._sorted_by = by.widths
 
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
@@ -378,6 +383,6 @@ def _batch_of(net: Supernet) -> int:
 
 
 def _scored_alone(net: Supernet) -> bool:
-    """Tell whether an image's score depends on no other image: no batch norm is without statistics."""
+    """Tell whether all batch norms have statistics, so that an image's score depends on no other image by them."""
     with eval_mode(net):
         return all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))

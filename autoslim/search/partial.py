@@ -55,6 +55,7 @@ class PartialNet:
 
     Attributes:
         influence: what a group changes.
+        inputs: the operations whose values are the network's inputs.
         output: the operation whose value is the network's output.
         read: operations whose values candidates may read.
         bytes: memory of the values of `read`, for one example at full width.
@@ -71,6 +72,7 @@ class PartialNet:
             raise NotPartial(str(error)) from error
         self._nodes = list(traced.graphs["eval"].nodes)
         self._placeholders = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
+        self.inputs = frozenset(self._placeholders)
         self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
         self.influence = Influence(net, self._nodes)
         self._check_writes()
@@ -156,12 +158,12 @@ class PartialNet:
         net = self.net
         with eval_mode(net), self.ready(), net.using(net.full()):
             values = self.run(self.plan(None, wanted=self.read), inputs=inputs)
-            if not _close(values[self.output], net(*inputs)):
+            if not close(values[self.output], net(*inputs)):
                 raise NotPartial("its graph gives another output than its forward")
             for width in net.widths:
                 if len(width.choices) > 1:
                     width.value = width.choices[-2]
-                    same = _close(self.run(self.plan(width.name), base=values)[self.output], net(*inputs))
+                    same = close(self.run(self.plan(width.name), base=values)[self.output], net(*inputs))
                     width.value = width.full
                     if not same:
                         raise NotPartial(f"its output with a narrower {width.name} is another when it is run in parts")
@@ -291,7 +293,8 @@ def _writes(node: fx.Node) -> bool:
     )
 
 
-def _close(a, b) -> bool:
+def close(a, b) -> bool:
+    """Tell whether values differ by no more than rounding, tensor by tensor."""
     left, right = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (a, b))
     return len(left) == len(right) and all(
         x.shape == y.shape

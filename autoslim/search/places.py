@@ -5,44 +5,66 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoslim.search.partial import PartialNet, Plan
+from autoslim.search.partial import PartialNet, Plan, close
 from autoslim.training.steps import logits_of
 
 # With fewer images a batch, kernels of linear layers were seen to add up in another order at the last places.
 LEAST = 16
 
 
-def same_anywhere(partial: PartialNet, run: Callable[[Plan, Tensor], dict], images: int, size: int) -> frozenset[int]:
+def same_anywhere(partial: PartialNet, run: Callable[[Plan, Tensor], dict], images: int, size: int) -> frozenset[int] | None:
     """Return the operations whose values are of an image each `[N, ...]`, if those are the same to the last digit in any batch.
 
-    They are compared with all groups at their first choice, at their second one and so on. None is returned if one of them, or
-    the output, is another at another place of a batch, or among other images, or if batches are too few or too small to tell.
+    They, and the output, are compared with all groups at their first choice, at their second one and so on, in three batches.
+    Any two of those have half of their images in common, at other places and among other ones, so that whichever image may
+    decide on others, some have it in one batch only.
 
     Args:
         partial: the network.
         run: returns the values of a plan for some images, by their places among all.
-        images: how many there are.
+        images: how many there are, two batches at least.
         size: images of a batch.
+
+    Returns:
+        no operation where last digits differ, or where batches are too small to tell; None where more than those differ: what
+        the network says of an image depends on the others in its batch.
     """
-    if size < LEAST or images < 2 * size:
-        return frozenset()
     plan = partial.plan(None, wanted=partial.read.union(*partial.influence.origins.values()))
-    generator = torch.Generator().manual_seed(0)
-    places, mixed = torch.randperm(images, generator=generator), torch.randperm(size, generator=generator)
-    one, other = places[:size], places[size // 2 : size // 2 + size][mixed]
+    generator, half = torch.Generator().manual_seed(0), size // 2
+    places = torch.randperm(images, generator=generator)
+    *thirds, odd = places[: 3 * half + size % 2].split([half, half, half, size % 2])
     two, three = run(plan, places[:2]), run(plan, places[:3])
-    moving = frozenset(i for i in two if _is_long(two[i], 2) and _is_long(three[i], 3))
-    net = partial.net
+    moving = frozenset(i for i in two if _is_own(two[i], 2) and _is_own(three[i], 3))
+    same, net = size >= LEAST, partial.net
     for k in range(max(len(width.choices) for width in net.widths)):
         net.set(net.make_config([width.choices[min(k, len(width.choices) - 1)] for width in net.widths]))
-        here, there = run(plan, one), run(plan, other)
-        pairs = [(here[i], there[i]) for i in moving] + [(logits_of(here[partial.output]), logits_of(there[partial.output]))]
-        for value, again in pairs:
-            known = value[size // 2 :], again[mixed.argsort()][: size - size // 2]
-            if not torch.equal(*(part.nan_to_num() for part in known)):
-                return frozenset()
-    return moving
+        seen: dict[int, dict[int, Tensor]] = {}  # values of a third, by operation
+        for pair in ((0, 1), (0, 2), (1, 2)):
+            mixed = torch.randperm(size, generator=generator)
+            values = run(plan, torch.cat([*(thirds[part] for part in pair), odd])[mixed])
+            values = {i: values[i] for i in moving} | {partial.output: logits_of(values[partial.output])}
+            for part, rows in zip(pair, mixed.argsort().split([half, half, size % 2])):
+                known = seen.pop(part, None)
+                if known is None:
+                    seen[part] = {i: value[rows] for i, value in values.items()}
+                elif not all(_equal(known[i], value[rows]) for i, value in values.items()):
+                    same = False
+                    if not all(close(known[i], value[rows]) for i, value in values.items()):
+                        return None
+            del values
+    return moving if same else frozenset()
 
 
-def _is_long(value, n: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == n
+def _is_own(value, n: int) -> bool:
+    """Tell whether a value is of `n` images, in memory of its own and without gaps: a copy of its rows is then laid out alike."""
+    return (
+        isinstance(value, Tensor)
+        and value.dim() > 0
+        and len(value) == n
+        and value.untyped_storage().nbytes() == value.nbytes
+        and torch.empty_like(value).stride() == value.stride()
+    )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())

@@ -58,10 +58,11 @@ class Values:
     def advance(self, winner: str, narrow: Callable[[Mapping[int, object]], dict[int, object]]) -> None:
         """Take a candidate's values for the base's, and of all others what `narrow` leaves of them."""
         of_winner = self.forget(winner)
-        known = {key: narrow(values) for key, values in self._known.items()}
+        for key in list(self._known):  # one after another, as a narrowed value may be a copy
+            self._known[key] = narrow(self._known.pop(key))
         for (_, what, batch), values in of_winner.items():
-            known.setdefault((None, what, batch), {}).update(values)
-        self._replace(known)
+            self._known.setdefault((None, what, batch), {}).update(values)
+        self._replace(self._known)
 
     def arrange(self, before: Sequence[Tensor], after: Sequence[Tensor], own: Collection[int], moving: Collection[int]) -> None:
         """Let values to score go along with their images; those of a batch whose images are not all known are forgotten.
@@ -70,8 +71,8 @@ class Values:
             before, after: the images of every batch, so far and from now on, as places among all of them; batches whose images
                 change are of one size.
             own: batches that this process runs.
-            moving: operations whose values are of an image each, `[N, ...]`; others are forgotten, and what it takes too much room
-                to copy.
+            moving: operations whose values are of an image each, `[N, ...]`, in memory without gaps; others are forgotten, and
+                what it takes too much room to copy.
         """
         changed = {b for b, (old, new) in enumerate(zip(before, after, strict=True)) if not torch.equal(old, new)}
         left: dict[str | None, dict[int, dict[int, object]]] = {}  # what is known of batches that change, by name and batch
@@ -80,8 +81,11 @@ class Values:
         ways: dict[tuple[int, ...], dict[int, Tensor]] = {}
         for name, batches in left.items():
             for i in self.keep[name]:
+                held = self.held - sum(map(_bytes, batches.values()))
                 parts = {b: values.pop(i) for b, values in batches.items() if i in values}
-                if i not in moving or not parts or self.held + sum(part.nbytes for part in parts.values()) > self._room:
+                self.held = held + sum(map(_bytes, batches.values()))
+                size = sum(part.nbytes for part in parts.values()) if i in moving else 0
+                if not size or self.held + 2 * size > self._room:
                     continue
                 if (known := tuple(parts)) not in ways:
                     rows = _rows(before, known, {b: after[b] for b in changed.intersection(own)})
@@ -93,6 +97,7 @@ class Values:
                     value = torch.empty_like(layout, device=joined.device)
                     torch.index_select(joined, 0, rows, out=value)
                     self._known.setdefault((name, "score", b), {})[i] = value
+                    self.held += value.nbytes
         self._replace(self._known)
 
     def _replace(self, known: dict[Key, dict[int, object]]) -> None:

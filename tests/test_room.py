@@ -1,0 +1,152 @@
+"""The memory of a search: what it is reckoned for, and what it takes."""
+
+import itertools
+import weakref
+
+import pytest
+import torch
+import tricky
+from steps import batches, narrower, step, trained_like
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import autoslim
+from autoslim.search import engine
+from autoslim.search.contest import batches_with
+from autoslim.search.engine import PartialEvaluator
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of all tensors that are made while it is on, as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self._known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._add(storage._cdata, storage.nbytes())
+                    weakref.finalize(storage, self._add, storage._cdata, -storage.nbytes())
+        return made
+
+    def _add(self, key, size):
+        (self._known.add if size > 0 else self._known.discard)(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+class Plain(nn.Sequential):
+    inputs = staticmethod(lambda n: torch.randn(n, 3, 16, 16))
+
+    def __init__(self):
+        layers = [(nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for i in range(6)]
+        super().__init__(*itertools.chain(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+
+
+class Shortcuts(nn.Module):
+    inputs = Plain.inputs
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 16, 3, padding=1))
+            for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = x + block(x)
+        return self.out(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("effort", ["exact", "fast"])
+@pytest.mark.parametrize("images", [256, 400, 1000])
+@pytest.mark.parametrize("kind", [Plain, Shortcuts])
+def test_a_search_takes_no_more_memory_than_it_may(kind, images, effort):
+    net = trained_like(kind, steps=6)
+    data, calibration = batches((384,), 0, 16), batches((16,) * 4, 1, 16)
+    budget = images * PartialEvaluator(net, data, calibration)._partial.bytes
+    with LiveBytes() as live:
+        evaluator = PartialEvaluator(net, data, calibration, memory_budget=budget)
+        options = {"targets": {"macs": ["65%"]}, "score": "loss", "effort": effort}
+        list(autoslim.greedy_search(net, evaluator=evaluator, **options))
+    assert 0.3 * budget < live.most <= budget
+
+
+@pytest.mark.parametrize(("effort", "ranks"), [("exact", 1), ("exact", 3), ("exact", 8), ("fast", 1), ("fast", 2)])
+@pytest.mark.parametrize("size", [32, 300])
+def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, size, monkeypatch):
+    net = trained_like(tricky.Residual)
+    parts = PartialEvaluator(net, batches((size,) * (1200 // size), 0), batches((40, 24), 1), race={"most": 520})
+    counted = []
+    monkeypatch.setattr(
+        engine, "worth_keeping", lambda _, images, base, room: counted.extend((images, base)) or (frozenset(),) * 2
+    )
+    monkeypatch.setattr(parts, "_find_moving", frozenset)
+    parts.ranks.count = ranks
+    parts._arrange(effort)
+    last = len(parts.sizes) if effort == "exact" else batches_with(520, parts.sizes)
+    sizes, calibration = parts.sizes[:last], parts._used.sizes
+    assert counted[0] >= max(sum(sizes[r::ranks]) for r in range(ranks)) + max(sum(calibration[r::ranks]) for r in range(ranks))
+    assert counted[0] <= max(sum(sizes[r::ranks]) for r in range(ranks)) + sum(calibration)
+    assert counted[1] == counted[0]
+
+
+def test_room_is_left_for_a_batch_at_work_that_cannot_be_cut():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 8, 3),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    parts = PartialEvaluator(net, batches((200,), 0), batches((40,), 1))
+    assert parts._room == 4e9 - 2 * 200 * parts._partial.bytes
+    assert PartialEvaluator(net, batches((200,), 0), batches((40,), 1), memory_budget=4e4)._room == 2e4
+
+
+def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch):
+    net = trained_like(tricky.Residual)
+    parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1)), net.full()
+    counted, seen, choose = [], [], engine.worth_keeping
+    monkeypatch.setattr(engine, "worth_keeping", lambda *args: counted.append(args[1:]) or choose(*args))
+    for _ in range(2):
+        candidates = {name: narrower(net, base, name) for name in base.widths}
+        contest = parts.contest(step(net, base, candidates), "exact")
+        contest.enter(list(candidates))
+        seen.append(sum(64 * batches for batches in contest._batches.values()) / len(candidates))
+        bytes_of_an_image = sum(map(parts._partial.bytes_of, parts._values.keep.values()))
+        assert parts._values._room == parts._room - 64 * bytes_of_an_image > 0
+        contest.close()
+        base = candidates[contest.best]
+    parts.forget()
+    parts.contest(step(net, base, candidates), "exact")
+    assert counted.pop() == counted.pop() == counted[0] == (64 + 1280, 64 + 1280, 4e9 - 2 * 64 * parts._partial.bytes)
+    assert [images for _, images, _ in counted] == [64 + 1280] * 3
+    assert [images for images, *_ in counted] == [64 + 1280, 64 + 1280, pytest.approx(64 + seen[0])] and seen[0] < 1280
+
+
+def test_late_values_of_candidates_are_kept_first_and_save_multiply_adds():
+    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.ReLU()) for i in range(6)),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=8)
+    data, calibration = batches((16,), 0), batches((16,), 1)
+    done = {}
+    for room in (0, 3 * 32 * 4 * 8 * 8 * 8, 1e9):
+        parts = PartialEvaluator(net, data, calibration)
+        parts._room = room
+        base = net.full()
+        for _ in range(5):
+            candidates = {name: narrower(net, base, name) for name in base.widths}
+            contest = parts.contest(step(net, base, candidates), "exact")
+            contest.enter(list(candidates))
+            contest.best = list(candidates)[-1]
+            contest.close()
+            base = candidates[contest.best]
+        done[room] = parts.macs
+    first, some, most = done.values()
+    assert first > 3 * some and some > most
