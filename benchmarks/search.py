@@ -161,7 +161,7 @@ def trained(args):
     net, space, settings = load_supernet(args.run, args.device)
     images = runs.held_out_images(args.run, settings, space.input_shape, torch.device(args.device))
     scored, calibration = runs.judged_on(images, space.search)
-    fresh = SupernetEvaluator(net, images.scoring(images.test, space.search["batch_size"]), calibration)
+    fresh = SupernetEvaluator(net, images.scoring(images.test, 256), calibration)
     if args.images:
         images = replace(images, search=images.search.subset(range(min(args.images, len(images.search)))))
         scored, calibration = runs.judged_on(images, {**space.search, "calibration_images": max(1, args.images // 4)})

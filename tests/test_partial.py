@@ -1,5 +1,7 @@
 """A network run in parts: against the whole network, at every group."""
 
+import itertools
+
 import pytest
 import torch
 import tricky
@@ -289,6 +291,33 @@ def test_a_step_that_was_interrupted_can_be_done_again(monkeypatch):
     fresh = all_to_the_end(PartialEvaluator(net, data, calibration), now, list(now.candidates))
     fresh.best = contest.best
     assert contest.close()[contest.best] == fresh.close()[contest.best]
+
+
+@pytest.mark.parametrize("doing", ["moving", "narrowing"])
+def test_a_step_at_which_memory_runs_out_can_be_done_again(doing, monkeypatch):
+    net = trained_like(tricky.Residual)
+    data, calibration = batches((200,), 0), batches((6, 4), 1)
+    parts, base = PartialEvaluator(net, data, calibration), net.full()
+    first = step(net, base, {name: narrower(net, base, name) for name in base.widths})
+    contest = all_to_the_end(parts, first, list(first.candidates))
+    base = first.candidates[contest.best]
+    second = step(net, base, {name: config for name in base.widths if (config := narrower(net, base, name))})
+    owner, name, run = parts._partial, "narrow", contest.close
+    if doing == "moving":
+        contest.close()
+        owner, name, run = torch, "index_select", lambda: parts.contest(second, "exact")
+    calls, works = itertools.count(), getattr(owner, name)
+
+    def runs_out(*args, **options):
+        if next(calls) == 5:
+            raise torch.OutOfMemoryError
+        return works(*args, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(owner, name, runs_out)
+        run()
+    found, fresh = (all_to_the_end(e, second, list(second.candidates)) for e in (parts, PartialEvaluator(net, data, calibration)))
+    assert found.close() == fresh.close()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -90,9 +90,9 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     monkeypatch.setattr(
         engine, "worth_keeping", lambda _, images, base, room: counted.extend((images, base)) or (frozenset(),) * 2
     )
-    monkeypatch.setattr(parts, "_find_moving", frozenset)
+    monkeypatch.setattr(parts, "_find_moving", lambda: None)
     parts.ranks.count = ranks
-    parts._arrange(effort)
+    parts._arrange(effort, "error")
     last = len(parts.sizes) if effort == "exact" else batches_with(520, parts.sizes)
     sizes, calibration = parts.sizes[:last], parts._used.sizes
     assert counted[0] >= max(sum(sizes[r::ranks]) for r in range(ranks)) + max(sum(calibration[r::ranks]) for r in range(ranks))

@@ -17,7 +17,7 @@ from autoslim.search.contest import ExactContest, Race, Step, batches_with
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.keep import kept_of, worth_keeping
 from autoslim.search.partial import NotPartial, PartialNet, Plan
-from autoslim.search.places import same_anywhere
+from autoslim.search.places import alike, equal, same_anywhere
 from autoslim.search.ranks import Ranks
 from autoslim.search.samples import Samples, images_of, most_first
 from autoslim.search.scored import Scored, costs_of
@@ -79,8 +79,8 @@ class PartialEvaluator(SupernetEvaluator):
         self._sorts = alone and len(self._images.shapes()) == 1
         if self._sorts:
             self._images = self._images.joined()
-        # Whole configurations are scored on the images in the order and the batches in which they are given, at any time: the
-        # last digits of an image's loss depend on how many others are in its batch.
+        # Whole configurations are scored on the images in the order in which they are given, joined and cut into the same batches
+        # at any time: the last digits of an image's loss depend on how many others are in its batch.
         self._given = self._images.cut(self._size) if alone else self._images
         self._images = self._given
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given
@@ -90,7 +90,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._race = {**RACE, **(race or {})}
         self._arranged_for: tuple[str, str] | None = None  # effort and score
         self._sorted_by: dict | None = None  # widths
-        # Operations whose values go along with an image into another batch; None where images are not sorted.
+        # Operations whose values go along with an image into another batch; None where images stay in those of `_given`.
         self._moving: frozenset[int] | None = None
         self.base: Scored | None = None
         self._values = Values()
@@ -147,23 +147,23 @@ class PartialEvaluator(SupernetEvaluator):
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
-        if self._arranged_for != (effort, step.score):
-            self._arrange(effort)
-            self._arranged_for = effort, step.score
-        if self._moving is not None:
-            self._sort_images(step)
-        if effort == "exact":
-            self._choose_what_to_keep(self.images)
-        self._go_to(step.base)
+        with self._or_forget():
+            if self._arranged_for != (effort, step.score):
+                self._arrange(effort, step.score)
+            if self._moving:
+                self._sort_images(step.base, step.score)
+            if effort == "exact":
+                self._choose_what_to_keep(self.images)
+            self._go_to(step.base)
         if effort == "exact":
             return ExactContest(self, step)
         return Race(self, step, **{key: self._race[key] for key in ("z", "least", "most", "every")})
 
-    def _arrange(self, effort: str) -> None:
+    def _arrange(self, effort: str, score: str) -> None:
         """Choose the images of searches of an effort, and what of them is kept from step to step."""
         self.base = self._sorted_by = self._moving = None
         self._drop_values()
-        self._images = self._given
+        self._images, self._order = self._given, ()
         if self._sorts and effort != "exact":  # samples are drawn
             self._order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).split(self._size)
             self._images = self._given.arranged(self._order)
@@ -181,15 +181,17 @@ class PartialEvaluator(SupernetEvaluator):
         if self._sorts and effort == "exact" and self.images >= 2 * self._size:
             self._moving = self._find_moving()
         if self._moving is not None:
-            # What is left over comes first: it stays as it is when whole batches are sorted.
-            left = self.images % self._size
-            order = torch.arange(self.images).roll(left)
-            self._order = order.split([left] * (left > 0) + [self._size] * (self.images // self._size))
+            left = self.images % self._size  # comes first: it stays as it is when whole batches are sorted
+            sizes = [left] * (left > 0) + [self._size] * (self.images // self._size)
+            self._order = torch.arange(self.images).roll(left).split(sizes)
             self._images = self._given.arranged(self._order)
+            self._sort_images(self.net.full(), score)
+            self._look_again()
+        self._arranged_for = effort, score
 
     @torch.inference_mode()
     def _find_moving(self) -> frozenset[int] | None:
-        """Return what `same_anywhere` finds; of operations those that all processes find."""
+        """Return what `same_anywhere` finds: operations that all processes find, None if one of them finds that."""
         self._go_to(self.net.full())
         self._values.clear()  # two batches of all values take the room
 
@@ -204,23 +206,28 @@ class PartialEvaluator(SupernetEvaluator):
         return None if None in found else frozenset.intersection(*found)
 
     @torch.inference_mode()
-    def _sort_images(self, step: Step) -> None:
-        """Sort the images by what each costs the base of a step; what is known of them goes along."""
-        by = step.base if self._moving else self.net.full()
+    def _sort_images(self, by: ChannelConfig, score: str) -> None:
+        """Sort the images by what each costs a base; what is known of them goes along."""
         if self._sorted_by == by.widths:
             return
         self._go_to(by)
         self.look({}, range(len(self._order)))
         costs = self.base.values(len(self._order))[:, torch.cat(self._order).argsort()]  # as they were given
-        order = most_first(self._order, costs[1 if step.score == "loss" else 2])
-        images = self._given.arranged(order)
+        order = most_first(self._order, costs[1 if score == "loss" else 2])
         self._values.arrange(self._order, order, self.ranks.own(range(len(order))), self._moving)
-        self._order, self._images = order, images
-        if self._moving:
-            self.base.seen = {i: costs[:, places] for i, places in enumerate(order)}
-        else:
-            self.base = None  # it is to be judged in this order
-        self._sorted_by = by.widths
+        self._order, self._images, self._sorted_by = order, self._given.arranged(order), by.widths
+        self.base.seen = {i: costs[:, places] for i, places in enumerate(order)}
+
+    def _look_again(self) -> None:
+        """Compare what every image costs in its batch with what it did in another one; if that differs, it is to stay."""
+        known, self.base.seen = self.base.seen, {}
+        self._values.clear()
+        self.look({}, known)
+        again = self.base.seen
+        if not all(alike(again[i], costs) for i, costs in known.items()):
+            self.base, self._moving, self._images, self._order = None, None, self._given, ()
+        elif not all(equal(again[i], costs) for i, costs in known.items()):
+            self._moving = frozenset()
 
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
@@ -284,7 +291,7 @@ class PartialEvaluator(SupernetEvaluator):
         return judged
 
     @torch.inference_mode()
-    def look(self, judged: Mapping[str, Scored], batches: Sequence[int]) -> None:
+    def look(self, judged: Mapping[str, Scored], batches: Iterable[int]) -> None:
         """Score candidates, and the base, on batches that they have not seen."""
         self._seen += sum(self.sizes[i] for i in batches for each in judged.values() if i not in each.seen)
         found: dict[int, dict[str, Tensor]] = {}
@@ -312,24 +319,29 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.inference_mode()
     def advance(self, group: str, winner: Scored) -> None:
         """Make a candidate the base of the next step; what is known of the others stays known as far as it still holds."""
-        winner.measure.complete(self.base.measure)
-        self.base = winner
-        self.net.set(winner.config)
-        self._last.pop(group)
-        self._values.advance(group, partial(self._partial.narrow, group))
+        with self._or_forget():
+            winner.measure.complete(self.base.measure)
+            self.base = winner
+            self.net.set(winner.config)
+            self._last.pop(group)
+            self._values.advance(group, partial(self._partial.narrow, group))
+
+    @contextlib.contextmanager
+    def _or_forget(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.forget()  # some batches may know more than others
+            raise
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         device = next(self.net.parameters()).device.type
         cast = torch.autocast(device, self._cast) if self._cast else contextlib.nullcontext()
-        try:
-            with eval_mode(self.net), self._partial.ready(), cast:
-                yield
-        except BaseException:
-            self.forget()  # some batches may know more than others
-            raise
-        if self.base is not None:
-            self.net.set(self.base.config)
+        with self._or_forget(), eval_mode(self.net), self._partial.ready(), cast:
+            yield
+            if self.base is not None:
+                self.net.set(self.base.config)
 
     def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output: bool = False) -> dict | None:
         """Return what candidates read of the base on a batch, and its output; None where a batch is too much to keep."""

@@ -158,12 +158,12 @@ class PartialNet:
         net = self.net
         with eval_mode(net), self.ready(), net.using(net.full()):
             values = self.run(self.plan(None, wanted=self.read), inputs=inputs)
-            if not close(values[self.output], net(*inputs)):
+            if not _close(values[self.output], net(*inputs)):
                 raise NotPartial("its graph gives another output than its forward")
             for width in net.widths:
                 if len(width.choices) > 1:
                     width.value = width.choices[-2]
-                    same = close(self.run(self.plan(width.name), base=values)[self.output], net(*inputs))
+                    same = _close(self.run(self.plan(width.name), base=values)[self.output], net(*inputs))
                     width.value = width.full
                     if not same:
                         raise NotPartial(f"its output with a narrower {width.name} is another when it is run in parts")
@@ -293,8 +293,7 @@ def _writes(node: fx.Node) -> bool:
     )
 
 
-def close(a, b) -> bool:
-    """Tell whether values differ by no more than rounding, tensor by tensor."""
+def _close(a, b) -> bool:
     left, right = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (a, b))
     return len(left) == len(right) and all(
         x.shape == y.shape
