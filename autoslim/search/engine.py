@@ -219,7 +219,7 @@ class PartialEvaluator(SupernetEvaluator):
         self.base.seen = {i: costs[:, places] for i, places in enumerate(order)}
 
     def _look_again(self) -> None:
-        """Compare what every image costs in its batch with what it did in another one; if that differs, it is to stay."""
+        """Look at all images anew, in the batches that they were sorted into; if one costs more or less now, all stay as given."""
         known, self.base.seen = self.base.seen, {}
         self._values.clear()
         self.look({}, known)

@@ -29,9 +29,9 @@ def same_anywhere(partial: PartialNet, run: Callable[[Plan, Tensor], dict], imag
         no operation where last digits differ, or where batches are too small to tell; None where more than those differ: what
         the network says of an image depends on the others in its batch.
     """
-    plan = partial.plan(None, wanted=partial.read.union(*partial.influence.origins.values()))
     if size < 2:
         return frozenset()
+    plan = partial.plan(None, wanted=partial.read.union(*partial.influence.origins.values()))
     generator, half = torch.Generator().manual_seed(0), size // 2
     places = torch.randperm(images, generator=generator)
     *thirds, others = places.split([half, half, half, images - 3 * half])
