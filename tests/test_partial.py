@@ -237,7 +237,7 @@ def test_what_is_kept_of_candidates_holds_when_other_groups_are_narrowed(kind, s
             assert (judged.score.error, judged.score.loss) == pytest.approx((expected.error, expected.loss), rel=1e-4)
         leaves = tree_leaves(parts._values._known)
         assert leaves or share < 1
-        assert not parts._partial.inputs.intersection(*parts._values.keep.values())
+        assert frozenset().union(*parts._values.keep.values()).isdisjoint(parts._partial.inputs)
         stored = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)]
         held = {storage._cdata: storage.nbytes() for storage in stored}
         assert sum(held.values()) <= parts._room

@@ -83,7 +83,7 @@ class PartialEvaluator(SupernetEvaluator):
         # at any time: the last digits of an image's loss depend on how many others are in its batch.
         self._given = self._images.cut(self._size) if alone else self._images
         self._images = self._given
-        self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given
+        self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given, where they are sorted
         largest = max(*self._given.sizes, *self._calibration.sizes)
         self._room = memory_budget - min(memory_budget / 2, 2 * largest * self._partial.bytes)
         self.precision, self._cast = precision, CASTS[precision]
@@ -163,10 +163,10 @@ class PartialEvaluator(SupernetEvaluator):
         """Choose the images of searches of an effort, and what of them is kept from step to step."""
         self.base = self._sorted_by = self._moving = None
         self._drop_values()
-        self._images, self._order = self._given, ()
+        self._images = self._given
         if self._sorts and effort != "exact":  # samples are drawn
-            self._order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).split(self._size)
-            self._images = self._given.arranged(self._order)
+            order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
+            self._images = self._given.arranged(order.split(self._size))
         least, most = CALIBRATION_BATCH
         fast = self._calibration.cut(max(least, min(most, self._most)), most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
@@ -225,7 +225,7 @@ class PartialEvaluator(SupernetEvaluator):
         self.look({}, known)
         again = self.base.seen
         if not all(alike(again[i], costs) for i, costs in known.items()):
-            self.base, self._moving, self._images, self._order = None, None, self._given, ()
+            self.base, self._moving, self._images = None, None, self._given
         elif not all(equal(again[i], costs) for i, costs in known.items()):
             self._moving = frozenset()
 
@@ -297,11 +297,11 @@ class PartialEvaluator(SupernetEvaluator):
         found: dict[int, dict[str, Tensor]] = {}
         with self._at_work():
             for i in self.ranks.own(batches):
-                x, target = self._images[i]
                 new = {name: each for name, each in judged.items() if i not in each.seen}
                 found[i] = {}
                 if not new and i in self.base.seen:
                     continue
+                x, target = self._images[i]
                 self.net.set(self.base.config)
                 self.base.measure.store()
                 base = self._run_base("score", i, x, new, output=i not in self.base.seen)

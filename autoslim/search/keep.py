@@ -45,7 +45,7 @@ def worth_keeping(partial: PartialNet, images: float, base_images: float, room: 
         return sum(macs.get(i, 0) for name in groups for i in _behind(influence, name, keep, partial.output))
 
     # The network's inputs are not kept: they are read from the images.
-    options = {of[name] - partial.inputs for name in groups for of in (influence.frontiers, influence.origins)}
+    options = {of[name].difference(partial.inputs) for name in groups for of in (influence.frontiers, influence.origins)}
     keep, now, held_now = frozenset(), cost(frozenset()), 0
     # What an option saves falls as others are kept: one that stays best when it is reckoned again is the best.
     queue = [(-math.inf, sorted(option), option) for option in options]

@@ -71,8 +71,7 @@ class PartialNet:
         except Untraceable as error:
             raise NotPartial(str(error)) from error
         self._nodes = list(traced.graphs["eval"].nodes)
-        self._placeholders = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
-        self.inputs = frozenset(self._placeholders)
+        self.inputs = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
         self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
         self.influence = Influence(net, self._nodes)
         self._check_writes()
@@ -233,7 +232,7 @@ class PartialNet:
             inputs: of the network; for the base.
         """
         leaves = () if inputs is None else tree_leaves(as_inputs(inputs))
-        given = dict(zip(self._placeholders, (leaf for leaf in leaves if isinstance(leaf, Tensor))))
+        given = dict(zip(self.inputs, (leaf for leaf in leaves if isinstance(leaf, Tensor))))
         leading = self.influence.leading_of(plan.group)
         made: dict[int, object] = {}
 
