@@ -77,6 +77,8 @@ def main():
 
     base = rows["straightforward"]
     print("steps:", ", ".join(f"{name} {len(path) - 1}" for name, path in paths.items()))
+    if next(net.parameters()).is_cuda:
+        print("seconds:", ", ".join(f"{name} {row[0]:.1f}" for name, row in rows.items()))
     print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'images/s':>9} {'same path':>14}  loss on fresh images")
     for name, (seconds, macs, count, losses) in sorted(rows.items(), key=lambda row: -row[1][1]):
         known = list(zip(paths[name], paths["straightforward"]))

@@ -100,6 +100,14 @@ def test_plot_draws(what, supernet, search, network, tmp_path):
         assert (tmp_path / f"{what}.{suffix}").stat().st_size > 5000
 
 
+def test_plot_says_which_search_it_does_not_draw(search, network, tmp_path, capsys):
+    (tmp_path / "supernet").mkdir()
+    shutil.copy(search.parent / "config.json", tmp_path / "supernet")
+    capsys.readouterr()
+    assert run("plot", tmp_path / "supernet", search, network, "--out", tmp_path / "plot.png") == 0
+    assert f"{tmp_path / 'supernet' / 'search'} holds no finished search" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "width, macs, params", [("1.0", 300_774_272, 3_504_872), ("0.35", 59_285_808, 1_677_128), ("1.3", 509_374_560, 5_386_792)]
 )

@@ -48,16 +48,14 @@ def command(supernet, out, *options):
     ]
 
 
-def start(arguments, *, processes=1, program=("-m", "autoslim")):
+def start(arguments, *, processes=1, program=("-m", "autoslim"), stderr=subprocess.DEVNULL):
     launch = [sys.executable]
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         launch += ["--master-port", str(20000 + os.getpid() % 20000)]
     # One thread everywhere: sums of other lengths differ in their last digits.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*launch, *program, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen([*launch, *program, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
 
 
 def kill(process):
@@ -101,6 +99,20 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort
     assert killed
     assert start(command(supernet, tmp_path / "out", "--effort", effort)).wait() == 0
     assert contents(tmp_path / "out") == whole[effort]
+
+
+def test_ctrl_c_in_a_search_says_how_to_go_on(supernet, whole, tmp_path):
+    out, trace = tmp_path / "out", tmp_path / "out" / "trace.csv"
+    process = start(command(supernet, out, "--effort", "exact"), stderr=subprocess.PIPE)
+    while process.poll() is None and (not trace.exists() or len(trace.read_bytes().splitlines()) < 2):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert said.decode().splitlines()[-1].endswith("run the same command again to go on from there")
+    assert b"Traceback" not in said and not (out / "spectrum.csv").exists()
+    assert start(command(supernet, out, "--effort", "exact")).wait() == 0
+    assert contents(out) == whole["exact"]
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,17 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     kinds = [(folder, runs.read_run(folder)) for folder in folders]
     searches = [folder / "search" if document["kind"] == "supernet" else folder for folder, document in kinds
                 if document["kind"] in ("supernet", "search")]  # fmt: skip
-    searches = [folder for folder in searches if (folder / "spectrum.csv").exists()]
+    unfinished = [folder for folder in searches if not (folder / "spectrum.csv").exists()]
+    searches = [folder for folder in searches if folder not in unfinished]
     retrained = [point for folder, document in kinds if document["kind"] in ("network", "switches")
                  for point in _retrained(folder, document)]  # fmt: skip
     if what == "spectrum":
         if not searches and not retrained:
             raise RunError(f"{', '.join(map(str, folders))} hold neither a finished search nor a retrained network; search first")
+        for folder in unfinished:
+            click.echo(
+                f"{folder} holds no finished search, none of it is drawn; name the folder of one that is elsewhere", err=True
+            )
         _spectrum(searches, retrained, out)
         return
     if not searches:

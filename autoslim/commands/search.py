@@ -96,8 +96,8 @@ def _check_order(order: str, targets: Mapping) -> None:
 )  # fmt: skip
 @click.option(
     "--memory-budget", metavar="BYTES", default="4G", show_default=True,
-    help="Memory for what candidates share and what is kept from step to step; with less, more is computed again. The images "
-    "come on top, a byte for every channel of every pixel.",
+    help="Memory of each process for what candidates share and what is kept from step to step; with less, more is computed "
+    "again. The images come on top, a byte for every channel of every pixel.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option

@@ -46,7 +46,7 @@ class PartialEvaluator(SupernetEvaluator):
     Args:
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
-        memory_budget: bytes that values may take, those kept and those of a batch at work. What does not fit is computed again;
+        memory_budget: bytes that values may take in this process, kept and of a batch at work. What does not fit is computed again;
             images to score come in smaller batches where they have to; where a calibration batch does not fit, it cannot be cut
             (in a fast search to no fewer than 16 images), and all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
