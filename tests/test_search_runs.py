@@ -103,7 +103,11 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort
 
 def test_ctrl_c_in_a_search_says_how_to_go_on(supernet, whole, tmp_path):
     out, trace = tmp_path / "out", tmp_path / "out" / "trace.csv"
-    process = start(command(supernet, out, "--effort", "exact"), stderr=subprocess.PIPE)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it, and its children
+    try:
+        process = start(command(supernet, out, "--effort", "exact"), stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while process.poll() is None and (not trace.exists() or len(trace.read_bytes().splitlines()) < 2):
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
