@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--score", choices=["error", "loss"], help="[that of a run's space, else loss]")
     parser.add_argument("--pick", default="drop")
-    parser.add_argument("--memory-budget", type=float, default=4e9, metavar="BYTES")
+    parser.add_argument("--memory-budget", type=float, metavar="BYTES", help="[4e9; half of a GPU's]")
     parser.add_argument("--precision", default="fp32", help="what candidates are compared in  [%(default)s]")
     parser.add_argument("--efforts", default="exact,fast", help="to compare with the straightforward search  [%(default)s]")
     parser.add_argument("--straightforward", type=int, metavar="N", help="steps of the straightforward search  [all]")

@@ -95,9 +95,10 @@ def _check_order(order: str, targets: Mapping) -> None:
     help="What candidates are compared in; estimates are always in fp32, which on a GPU includes TF32 where torch allows it.",
 )  # fmt: skip
 @click.option(
-    "--memory-budget", metavar="BYTES", default="4G", show_default=True,
+    "--memory-budget", metavar="BYTES",
     help="Memory of each process for what candidates share and what is kept from step to step; with less, more is computed "
-    "again. The images come on top, a byte for every channel of every pixel.",
+    "again. The images come on top, a byte for every channel of every pixel.  [default: 4GB; half of a GPU's, shared by the "
+    "processes on it]",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
@@ -153,7 +154,7 @@ def load_supernet(run: Path, device: str):
 
 def search_run(
     run: Path, targets: Mapping, *, out: Path | None = None, order="greedy", evaluations=100, score=None, pick=None,
-    effort="fast", precision="fp32", swaps=0, memory_budget="4G", device="auto", **terms,
+    effort="fast", precision="fp32", swaps=0, memory_budget=None, device="auto", **terms,
 ) -> tuple[list | None, list[str]]:  # fmt: skip
     """Search in a run folder.
 
@@ -183,8 +184,9 @@ def search_run(
     ranks = Ranks()
     device = ranks.device(device)
     net, space, settings = load_supernet(run, device)
-    budget = parse_bytes(memory_budget, "--memory-budget")
-    images = runs.held_out_images(run, settings, space.input_shape, runs.choose_device(device))
+    place = runs.choose_device(device)
+    budget = parse_bytes(memory_budget, "--memory-budget") if memory_budget else ranks.memory_budget(place)
+    images = runs.held_out_images(run, settings, space.input_shape, place)
     budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
     wanted = budgets.check(targets)
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}

@@ -35,9 +35,9 @@ RACE = {"z": 2.0, "least": 512, "most": 1024, "every": 256, "calibration": 256}
 # Images of a batch that is scored on a CPU, where small ones share the work among processes and let an exact search stop sooner;
 # and on GPUs, which would be idle with them.
 CPU_BATCH, GPU_BATCH = 64, 256
-# Images of a batch that calibrates a candidate of a fast search, at least and at most. With fewer, batch norms see too little:
-# the loss of MobileNet v2 is as with 256 down to 16, and 0.03 higher with 4.
-CALIBRATION_BATCH = 16, 64
+# Images of a batch that calibrates a candidate of a fast search, at least. With fewer, batch norms see too little: the loss of
+# MobileNet v2 is as with 256 down to 16, and 0.03 higher with 4.
+CALIBRATION_BATCH = 16
 
 
 class PartialEvaluator(SupernetEvaluator):
@@ -46,9 +46,9 @@ class PartialEvaluator(SupernetEvaluator):
     Args:
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
-        memory_budget: bytes that values may take in this process, kept and of a batch at work. What does not fit is computed again;
-            images to score come in smaller batches where they have to; where a calibration batch does not fit, it cannot be cut
-            (in a fast search to no fewer than 16 images), and all are run whole for every candidate.
+        memory_budget: bytes that values may take in this process, kept and of a batch at work; see `Ranks` for the default. What
+            does not fit is computed again; images to score come in smaller batches where they have to; calibration batches cannot
+            be cut (in a fast search to no fewer than 16 images): if one does not fit, all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
@@ -62,7 +62,7 @@ class PartialEvaluator(SupernetEvaluator):
     """
 
     def __init__(self, net, images, calibration, *, calibration_images: int = 1024, rules: Mapping | None = None,
-                 memory_budget: float = 4e9, precision: str = "fp32", race: Mapping | None = None):  # fmt: skip
+                 memory_budget: float | None = None, precision: str = "fp32", race: Mapping | None = None):  # fmt: skip
         super().__init__(net, images, calibration, calibration_images=calibration_images)
         if precision not in CASTS:
             raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(CASTS)}")
@@ -71,9 +71,10 @@ class PartialEvaluator(SupernetEvaluator):
         if len({shapes[-1] for shapes in self._images.shapes()}) > 1:
             raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
+        budget = memory_budget or self.ranks.memory_budget(next(net.parameters()).device)
         self._partial = PartialNet(net, self._images.cut(2)[0][0], rules)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
-        self._most = max(1, int(memory_budget / 4 / max(1, self._partial.bytes)))
+        self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
         alone = _scored_alone(net)
         self._size = min(_batch_of(net), self._most)
         self._sorts = alone and len(self._images.shapes()) == 1
@@ -81,11 +82,10 @@ class PartialEvaluator(SupernetEvaluator):
             self._images = self._images.joined()
         # Whole configurations are scored on the images in the order in which they are given, joined and cut into the same batches
         # at any time: the last digits of an image's loss depend on how many others are in its batch.
-        self._given = self._images.cut(self._size) if alone else self._images
-        self._images = self._given
+        self._given = self._images = self._images.cut(self._size) if alone else self._images
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given, where they are sorted
         largest = max(*self._given.sizes, *self._calibration.sizes)
-        self._room = memory_budget - min(memory_budget / 2, 2 * largest * self._partial.bytes)
+        self._room = budget - min(budget / 2, 2 * largest * self._partial.bytes)
         self.precision, self._cast = precision, CASTS[precision]
         self._race = {**RACE, **(race or {})}
         self._arranged_for: tuple[str, str] | None = None  # effort and score
@@ -167,8 +167,8 @@ class PartialEvaluator(SupernetEvaluator):
         if self._sorts and effort != "exact":  # samples are drawn
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
             self._images = self._given.arranged(order.split(self._size))
-        least, most = CALIBRATION_BATCH
-        fast = self._calibration.cut(max(least, min(most, self._most)), most=self._race["calibration"])
+        size = max(CALIBRATION_BATCH, min(_batch_of(self.net), self._most))
+        fast = self._calibration.cut(size, most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
         largest = max(*self._used.sizes, *self._images.sizes)

@@ -1,5 +1,6 @@
 """The processes that share the work of a search (torchrun)."""
 
+import math
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -29,6 +30,13 @@ class Ranks:
         if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
             return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         return name
+
+    def memory_budget(self, device: torch.device) -> float:
+        """Return the bytes that a search takes in this process by default: 4 GB, on a GPU half of its memory."""
+        if device.type != "cuda":
+            return 4e9
+        sharing = math.ceil(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / torch.cuda.device_count())
+        return torch.cuda.get_device_properties(device).total_memory // (2 * sharing)
 
     def wait(self) -> None:
         """Wait until all processes are here."""
