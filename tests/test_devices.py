@@ -74,7 +74,7 @@ def test_a_found_network_is_the_supernet_at_its_widths(device):
     alone = autoslim.materialize(net, point.config).eval()
     net.eval()
     x = images[0][0]
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):  # of which slices and copies may get other last digits
         torch.testing.assert_close(alone(x), net(x), rtol=1e-3, atol=1e-4)
 
 

@@ -4,6 +4,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 from autoslim.search.influence import Influence
 from autoslim.search.partial import PartialNet
@@ -28,27 +29,19 @@ def worth_keeping(partial: PartialNet, images: float, base_images: float, room: 
     Returns:
         those of candidates (each has its own of them: `kept_of`), and those of the base, which are no fewer.
     """
-    influence, widths = partial.influence, partial.net.widths
-    full = tuple(width.full for width in widths)
-    groups = [width.name for width in widths if len(width.choices) > 1]
-    runs = Counter(i for name in groups for i in influence.again(name))
-    macs = {i: count * partial.macs_of([i], full) for i, count in runs.items()}  # of all candidates
+    if partial not in _KNOWN:
+        _KNOWN[partial] = _Worth(partial)
+    known = _KNOWN[partial]
 
     def of_candidates(keep: frozenset[int]) -> float:
-        return images * sum(partial.bytes_of(kept_of(influence, name, keep)) for name in groups)
+        return images * known.of(partial, keep)[1]
 
     def held(keep: frozenset[int]) -> float:
         return of_candidates(keep) + base_images * partial.bytes_of(keep)
 
-    def cost(keep: frozenset[int]) -> int:
-        """Return the multiply-adds of all candidates, summed over the groups that may have been narrowed."""
-        return sum(macs.get(i, 0) for name in groups for i in _behind(influence, name, keep, partial.output))
-
-    # The network's inputs are not kept: they are read from the images.
-    options = {of[name].difference(partial.inputs) for name in groups for of in (influence.frontiers, influence.origins)}
-    keep, now, held_now = frozenset(), cost(frozenset()), 0
+    keep, now, held_now = frozenset(), known.of(partial, frozenset())[0], 0
     # What an option saves falls as others are kept: one that stays best when it is reckoned again is the best.
-    queue = [(-math.inf, sorted(option), option) for option in options]
+    queue = [(-math.inf, sorted(option), option) for option in known.options]
     heapq.heapify(queue)
     while queue:
         _, order, option = heapq.heappop(queue)
@@ -56,17 +49,51 @@ def worth_keeping(partial: PartialNet, images: float, base_images: float, room: 
         held_more = held(more)
         if held_more > room:
             continue
-        saved = now - cost(more)
+        saved = now - known.of(partial, more)[0]
         value = -saved / (1 + held_more - held_now)
         if queue and value > queue[0][0]:
             heapq.heappush(queue, (value, order, option))
         elif saved > 0:
             keep, now, held_now = more, now - saved, held_more
     of_base = keep
-    for option in sorted(options, key=lambda option: (partial.bytes_of(option), sorted(option))):
+    for option in sorted(known.options, key=lambda option: (partial.bytes_of(option), sorted(option))):
         if of_candidates(keep) + base_images * partial.bytes_of(of_base | option) <= room:
             of_base |= option
     return keep, of_base
+
+
+class _Worth:
+    """What keeping values saves, and what memory it takes: the same at every step, of which a search asks much the same.
+
+    Attributes:
+        options: operations whose values may be kept, those together that one group reads.
+    """
+
+    def __init__(self, partial: PartialNet):
+        influence, widths = partial.influence, partial.net.widths
+        full = tuple(width.full for width in widths)
+        self._groups = [width.name for width in widths if len(width.choices) > 1]
+        runs = Counter(i for name in self._groups for i in influence.again(name))
+        self._macs = {i: count * partial.macs_of([i], full) for i, count in runs.items()}  # of all candidates
+        self._influence = influence
+        # The network's inputs are not kept: they are read from the images.
+        ways = influence.frontiers, influence.origins
+        self.options = {of[name].difference(partial.inputs) for name in self._groups for of in ways}
+        self._known: dict[frozenset[int], tuple[int, int]] = {}
+
+    def of(self, partial: PartialNet, keep: frozenset[int]) -> tuple[int, int]:
+        """Return the multiply-adds of all candidates, summed over the groups that may have been narrowed, and the bytes that they
+        keep of one example."""
+        if keep not in self._known:
+            if len(self._known) > 10000:
+                self._known.clear()
+            behind = (_behind(self._influence, name, keep, partial.output) for name in self._groups)
+            macs = sum(self._macs.get(i, 0) for each in behind for i in each)
+            self._known[keep] = macs, sum(partial.bytes_of(kept_of(self._influence, name, keep)) for name in self._groups)
+        return self._known[keep]
+
+
+_KNOWN: WeakKeyDictionary[PartialNet, _Worth] = WeakKeyDictionary()
 
 
 def _behind(influence: Influence, group: str, keep: frozenset[int], output: int) -> set[int]:

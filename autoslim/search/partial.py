@@ -73,6 +73,7 @@ class PartialNet:
         self._nodes = list(traced.graphs["eval"].nodes)
         self.inputs = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
         self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
+        self._layers = {i: net.model.get_submodule(n.target) for i, n in enumerate(self._nodes) if n.op == "call_module"}
         self.influence = Influence(net, self._nodes)
         self._check_writes()
         self._plans: dict[tuple, Plan] = {}
@@ -268,6 +269,8 @@ class PartialNet:
     def _run(self, i: int, value):
         node = self._nodes[i]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: value(self.influence.place[source]))
+        if i in self._layers:
+            return self._layers[i](*args, **kwargs)
         if node.op == "output":
             return args[0]
         if _writes(node):
