@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
 from autoslim.search.influence import Influence
@@ -75,30 +75,41 @@ class _Worth:
         self._groups = [width.name for width in widths if len(width.choices) > 1]
         runs = Counter(i for name in self._groups for i in influence.again(name))
         self._macs = {i: count * partial.macs_of([i], full) for i, count in runs.items()}  # of all candidates
-        self._influence = influence
         # The network's inputs are not kept: they are read from the images.
         ways = influence.frontiers, influence.origins
         self.options = {of[name].difference(partial.inputs) for name in self._groups for of in ways}
+        every = frozenset().union(*self.options)
+        self._own = {name: kept_of(influence, name, every) for name in self._groups}
+        # What still holds when a group is narrowed.
+        self._holding = {n: every & influence.leading[n] | every - influence.changed[n] for n in self._groups}
+        self._macs_behind: dict[tuple, int] = {}
+        self._bytes: dict[frozenset[int], int] = {}
         self._known: dict[frozenset[int], tuple[int, int]] = {}
 
     def of(self, partial: PartialNet, keep: frozenset[int]) -> tuple[int, int]:
-        """Return the multiply-adds of all candidates, summed over the groups that may have been narrowed, and the bytes that they
-        keep of one example."""
-        if keep not in self._known:
-            if len(self._known) > 10000:
-                self._known.clear()
-            behind = (_behind(self._influence, name, keep, partial.output) for name in self._groups)
-            macs = sum(self._macs.get(i, 0) for each in behind for i in each)
-            self._known[keep] = macs, sum(partial.bytes_of(kept_of(self._influence, name, keep)) for name in self._groups)
-        return self._known[keep]
+        """Return multiply-adds of all candidates, summed over the groups that may have been narrowed, and bytes that they keep of
+        an example."""
+        if keep in self._known:
+            return self._known[keep]
+        macs = kept = 0
+        for name in self._groups:
+            holding, own = keep & self._holding[name], keep & self._own[name]
+            if (name, holding) not in self._macs_behind:
+                behind = _behind(partial.influence, holding, partial.output)
+                self._macs_behind[name, holding] = sum(self._macs.get(i, 0) for i in behind)
+            if own not in self._bytes:
+                self._bytes[own] = partial.bytes_of(own)
+            macs += self._macs_behind[name, holding]
+            kept += self._bytes[own]
+        self._known[keep] = macs, kept
+        return macs, kept
 
 
 _KNOWN: WeakKeyDictionary[PartialNet, _Worth] = WeakKeyDictionary()
 
 
-def _behind(influence: Influence, group: str, keep: frozenset[int], output: int) -> set[int]:
-    """Return what lies between those kept values that hold when a group is narrowed, and the output."""
-    holding = {i for i in keep if i in influence.leading[group] or i not in influence.changed[group]}
+def _behind(influence: Influence, holding: Collection[int], output: int) -> set[int]:
+    """Return what lies between values that hold when a group is narrowed, and the output."""
     behind: set[int] = set()
     stack = [output]
     while stack:
