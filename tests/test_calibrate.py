@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,44 @@ def test_large_means_lose_no_variance():
     np.testing.assert_allclose(norm[0].running_var.numpy(), exact, rtol=2e-2)
 
 
+class Twice(nn.Module):
+    """One norm runs twice, the other once."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x = self.other(self.norm(3 * x[..., 1:] + 2).relu())
+        return self.out(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.double, 1e-12)])
+def test_statistics_are_exact_in_the_precision_of_the_network(dtype, close):
+    model = randomized(Twice()).to(dtype)
+    data = [(x.to(dtype), target) for x, target in batches()]
+    values = recorded_inputs(copy.deepcopy(model), data)
+    autoslim.calibrate(model, data)
+    for name, x in values.items():
+        norm = model.get_submodule(name)
+        np.testing.assert_allclose(norm.running_mean.numpy(), x.mean(0), rtol=close, atol=close)
+        np.testing.assert_allclose(norm.running_var.numpy(), x.var(0), rtol=close, atol=close)
+
+
+def test_statistics_of_a_bf16_network_are_near_those_of_the_same_in_fp32():
+    model = randomized(tricky.Residual())
+    half = copy.deepcopy(model).bfloat16()
+    autoslim.calibrate(model, batches())
+    autoslim.calibrate(half, [(x.bfloat16(), target) for x, target in batches()])
+    for norm, other in zip(model.modules(), half.modules()):
+        if isinstance(norm, NORMS):
+            assert other.running_var.dtype == torch.bfloat16
+            torch.testing.assert_close(other.running_mean.float(), norm.running_mean, rtol=0.05, atol=0.05)
+            torch.testing.assert_close(other.running_var.float(), norm.running_var, rtol=0.05, atol=0.05)
+
+
 def test_eval_after_one_batch_equals_train_mode_on_that_batch():
     net = autoslim.Supernet(randomized(tricky.Residual()), torch.randn(1, 3, 8, 8), divisor=4)
     net.set(net.narrowest())
@@ -180,14 +220,16 @@ def test_no_batches_is_an_error_and_keeps_the_statistics():
     assert torch.equal(model.bn1.running_mean, before)
 
 
-def test_an_interrupted_calibration_leaves_flags_and_no_hooks():
+def test_an_interrupted_calibration_leaves_statistics_flags_and_no_hooks():
     def broken():
         yield batches()[0]
         raise KeyError("loader")
 
     model = randomized(tricky.Plain()).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(KeyError, match="loader"):
         autoslim.calibrate(model, broken())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training and not model.bn1._forward_pre_hooks
 
 

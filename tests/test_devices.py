@@ -1,11 +1,15 @@
 """A search where the weights are: on the CPU, and on a GPU of a machine that has one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import tricky
 from tricky import randomized
 
 import autoslim
+from autoslim.cost.latency import Setup, remeasure
+from autoslim.cost.latency_table import open_table
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.ranks import Ranks
@@ -76,6 +80,41 @@ def test_a_found_network_is_the_supernet_at_its_widths(device):
     x = images[0][0]
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):  # of which slices and copies may get other last digits
         torch.testing.assert_close(alone(x), net(x), rtol=1e-3, atol=1e-4)
+
+
+@devices
+def test_latencies_are_measured_where_they_are_asked_for(device):
+    net = autoslim.Supernet(tricky.Residual(), torch.randn(1, 3, 8, 8), divisor=4, steps=4)
+    table = open_table(net, torch.zeros(1, 3, 8, 8), setup=Setup(device=device), rounds=1)
+    assert 0 < table.full.median_ms < 1000 and table.milliseconds(net.narrowest().widths) > 0
+    assert remeasure(autoslim.materialize(net), torch.zeros(1, 3, 8, 8), target_ms=1000, setup=table.setup, rounds=1).holds
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ([("a", 1, 80)], 40),
+        ([("a", 1, 80)] * 3, 80 / 6),  # three processes on one GPU
+        ([("a", 1, 80), ("a", 2, 80)], 40),
+        ([("a", 1, 80), ("b", 1, 24)], 12),  # all cut the images alike
+        ([("a", 1, 80), ("a", 1, 80), ("a", 2, 80)], 20),
+    ],
+)
+def test_processes_share_half_of_the_memory_of_a_gpu(monkeypatch, cards, expected):
+    node, uuid, memory = cards[0]
+    properties = SimpleNamespace(uuid=uuid, total_memory=memory * 10**9)
+    monkeypatch.setattr("platform.node", lambda: node)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+    def share(ranks, own):
+        return own | {i: ((node, str(uuid)), memory * 10**9) for i, (node, uuid, memory) in enumerate(cards) if i}
+
+    monkeypatch.setattr(Ranks, "share", share)
+    assert Ranks().memory_budget(torch.device("cuda")) == pytest.approx(expected * 1e9)
+
+
+def test_a_search_on_a_cpu_takes_4_gb_by_default():
+    assert Ranks().memory_budget(torch.device("cpu")) == 4e9
 
 
 @pytest.mark.parametrize(

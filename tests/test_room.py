@@ -87,9 +87,8 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     net = trained_like(tricky.Residual)
     parts = PartialEvaluator(net, batches((size,) * (1200 // size), 0), batches((40, 24), 1), race={"most": 520})
     counted = []
-    monkeypatch.setattr(
-        engine, "worth_keeping", lambda _, images, base, room: counted.extend((images, base)) or (frozenset(),) * 2
-    )
+    choose = lambda images, base, room: counted.extend((images, base)) or (frozenset(),) * 2  # noqa: E731
+    monkeypatch.setattr(parts._keeping, "choose", choose)
     monkeypatch.setattr(parts, "_find_moving", lambda: None)
     parts.ranks.count = ranks
     parts._arrange(effort, "error")
@@ -112,8 +111,8 @@ def test_room_is_left_for_a_batch_at_work_that_cannot_be_cut():
 def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch):
     net = trained_like(tricky.Residual)
     parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1)), net.full()
-    counted, seen, choose = [], [], engine.worth_keeping
-    monkeypatch.setattr(engine, "worth_keeping", lambda *args: counted.append(args[1:]) or choose(*args))
+    counted, seen, choose = [], [], parts._keeping.choose
+    monkeypatch.setattr(parts._keeping, "choose", lambda *args: counted.append(args) or choose(*args))
     for _ in range(2):
         candidates = {name: narrower(net, base, name) for name in base.widths}
         contest = parts.contest(step(net, base, candidates), "exact")
@@ -150,3 +149,33 @@ def test_late_values_of_candidates_are_kept_first_and_save_multiply_adds():
         done[room] = parts.macs
     first, some, most = done.values()
     assert first > 3 * some and some > most
+
+
+@pytest.mark.parametrize("kind", [Plain, Shortcuts])
+def test_what_keeping_saves_is_what_running_from_kept_values_takes(kind):
+    net = autoslim.Supernet(kind(), kind.inputs(2), divisor=4)
+    images = [(kind.inputs(4), torch.zeros(4, dtype=torch.long))]
+    parts = PartialEvaluator(net, images, images)
+    partial, keeping, influence = parts._partial, parts._keeping, parts._partial.influence
+    names = [width.name for width in net.widths if len(width.choices) > 1]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        keep = frozenset().union(*(o for o in keeping._options if torch.rand(1, generator=generator) < 0.4))
+        macs = kept = 0
+        for name in names:
+            own = keep & influence.again(name)
+            kept += sum(partial.bytes_of([i]) for i in own)
+            # A candidate runs what it has no value of that still holds when another group is narrowed.
+            for narrowed in names:
+                known = {i for i in keep if i not in influence.changed[narrowed] or i in influence.leading[narrowed]}
+                needed = set(partial.plan(None, known=known).run)
+                macs += partial.macs_of(needed & influence.again(name), tuple(width.full for width in net.widths))
+        assert keeping._worth_of(keep) == (macs, kept)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(64, [64, 64, 64, 64]), (256, [256]), (8, [16] * 16)])
+def test_a_fast_search_calibrates_in_batches_as_large_as_those_it_scores(batch, expected, monkeypatch):
+    monkeypatch.setattr(engine, "CPU_BATCH", batch)
+    parts = PartialEvaluator(trained_like(tricky.Residual), batches((300,), 0), batches((400,), 1))
+    parts._arrange("fast", "error")
+    assert parts._used.sizes == expected

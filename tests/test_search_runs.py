@@ -203,6 +203,17 @@ def test_two_processes_write_what_one_writes_in_other_ways_to_search(supernet, o
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+@pytest.mark.parametrize("effort", ["fast", "exact"])
+def test_a_search_goes_on_with_the_memory_budget_that_it_was_begun_with(supernet, effort, tmp_path, monkeypatch):
+    base = ("search", supernet, "--device", "cpu", "--effort", effort, "--out", tmp_path, "--flops-target")
+    assert run(*base, "80%", "--memory-budget", "3MB") == 0
+    given, make = [], runs.search_evaluator
+    keep = lambda *args, **options: given.append(options["memory_budget"]) or make(*args, **options)  # noqa: E731
+    monkeypatch.setattr(runs, "search_evaluator", keep)
+    assert run(*base, "70%") == 0
+    assert given == [3e6]
+
+
 def test_a_trace_is_not_gone_on_with_for_budgets_that_decide_otherwise(supernet, tmp_path, capsys):
     base = ("search", supernet, "--device", "cpu", "--pick", "drop-per-saving", "--out", tmp_path)
     assert run(*base, "--flops-target", "70%") == 0

@@ -252,6 +252,17 @@ def test_calibration_of_a_switch_touches_only_its_own_statistics():
     torch.testing.assert_close(net.eval()(X), plain.eval()(X), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat])
+def test_a_switch_with_shared_norms_is_calibrated_as_the_plain_network_is(kind, count):
+    net = switchable(kind, norm="shared")
+    expected = autoslim.calibrate(net.materialize(0.5), batches(count)).eval()(X)
+    net.set(0.5)
+    autoslim.calibrate(net, batches(count))
+    torch.testing.assert_close(net.materialize(0.5).eval()(X), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.eval()(X), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_joined_configurations_are_as_wide_as_the_widest_of_each_group():
     torch.manual_seed(1)
     net = autoslim.Supernet(randomized(tricky.Residual()), X[:1], divisor=4)

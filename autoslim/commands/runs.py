@@ -138,14 +138,17 @@ def check_same_classes(settings: dict, images: Images, data: str) -> None:
         )
 
 
-def write_run(folder: Path, kind: str, **settings) -> None:
+def write_run(folder: Path, kind: str, noted: dict | None = None, **settings) -> None:
     """Write config.json of a run, or check that it is the same run going on.
+
+    Args:
+        noted: what is written, too, and may be another when it goes on.
 
     Raises:
         RunError: the folder holds another run.
     """
     path = folder / "config.json"
-    document = {"format": FORMAT, "kind": kind, **settings, "versions": versions()}
+    document = {"format": FORMAT, "kind": kind, **settings, **(noted or {}), "versions": versions()}
     if path.exists():
         before = read_json(path, RunError)
         wanted = {key: document[key] for key in ("format", "kind", *settings)}

@@ -171,7 +171,6 @@ def search_run(
 
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
-    from autoslim.cost.amounts import parse_bytes
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE
@@ -185,7 +184,8 @@ def search_run(
     device = ranks.device(device)
     net, space, settings = load_supernet(run, device)
     place = runs.choose_device(device)
-    budget = parse_bytes(memory_budget, "--memory-budget") if memory_budget else ranks.memory_budget(place)
+    out = out or run / ("search" if order == "greedy" else f"search-{order}")
+    budget = _memory_budget(memory_budget, out) or ranks.memory_budget(place)
     images = runs.held_out_images(run, settings, space.input_shape, place)
     budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
     wanted = budgets.check(targets)
@@ -199,7 +199,6 @@ def search_run(
         rules["budgets"] = budgets.decide_by(wanted)
     elif order != "uniform":
         rules["evaluations"] = evaluations
-    out = out or run / ("search" if order == "greedy" else f"search-{order}")
     provenance = {
         "data": settings["data"],
         "seed": settings["seed"],
@@ -211,7 +210,7 @@ def search_run(
     points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, settings["seed"])
     if ranks.rank == 0:
         probe_writable(out)
-        runs.write_run(out, "search", **provenance)
+        runs.write_run(out, "search", {"memory_budget": budget}, **provenance)
     provenance |= {"versions": runs.versions(), "retrain": space.retrain}
     if space.width_argument and space.full_width >= 1:
         provenance["default_channels"] = family.width_config(space, net, 1.0).widths
@@ -252,6 +251,20 @@ def search_run(
         if ranks.rank == 0:
             write_spectrum(out / "spectrum.csv", uniform, _path(trace, reached, effort == "exact" and precision == "fp32"))
     return (found, notes) if ranks.rank == 0 else (None, [])
+
+
+def _memory_budget(given: str | None, out: Path) -> float | None:
+    """Return the memory budget that is given; without one, that of the search that goes on in a folder."""
+    from autoslim.cost.amounts import parse_bytes
+    from autoslim.errors import RunError
+    from autoslim.files import read_json
+
+    if given is not None:
+        return parse_bytes(given, "--memory-budget")
+    path = out / "config.json"
+    before = read_json(path, RunError) if path.exists() else {}
+    budget = before.get("memory_budget") if isinstance(before, dict) else None
+    return budget if isinstance(budget, (int, float)) and budget > 0 else None
 
 
 def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path, ranks, seed: int) -> tuple:

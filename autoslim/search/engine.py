@@ -15,7 +15,7 @@ from autoslim.cost.amounts import KINDS
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
 from autoslim.search.evaluate import Score, SupernetEvaluator
-from autoslim.search.keep import kept_of, worth_keeping
+from autoslim.search.keep import Keeping, kept_of
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.places import alike, equal, same_anywhere
 from autoslim.search.ranks import Ranks
@@ -46,8 +46,8 @@ class PartialEvaluator(SupernetEvaluator):
     Args:
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
-        memory_budget: bytes that values may take in this process, kept and of a batch at work; see `Ranks` for the default. What
-            does not fit is computed again; images to score come in smaller batches where they have to; calibration batches cannot
+        memory_budget: bytes that values may take in this process, kept and of a batch at work; by default `Ranks.memory_budget`.
+            What does not fit is computed again; images to score come in smaller batches where they have to; calibration batches cannot
             be cut (in a fast search to no fewer than 16 images): if one does not fit, all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
@@ -71,8 +71,9 @@ class PartialEvaluator(SupernetEvaluator):
         if len({shapes[-1] for shapes in self._images.shapes()}) > 1:
             raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
-        budget = memory_budget or self.ranks.memory_budget(next(net.parameters()).device)
+        budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else memory_budget
         self._partial = PartialNet(net, self._images.cut(2)[0][0], rules)
+        self._keeping = Keeping(self._partial)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
         alone = _scored_alone(net)
@@ -96,7 +97,6 @@ class PartialEvaluator(SupernetEvaluator):
         self._values = Values()
         self._last: dict[str, Scored] = {}  # of every candidate
         self._candidates = self._seen = 0  # since it was chosen what to keep, and the images that they saw
-        self._whole = self._partial.plan(None)
         self.macs = 0
         self.images = self._images.images
 
@@ -130,7 +130,7 @@ class PartialEvaluator(SupernetEvaluator):
         return self.ranks.own(range(len(batches))) or [0]
 
     def _run_whole(self, x) -> Tensor:
-        self.macs += images_of(x) * self._partial.macs(self._whole)
+        self.macs += images_of(x) * self._partial.macs(self._partial.plan(None))
         return logits_of(self.net(*as_inputs(x)))
 
     # Steps ------------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class PartialEvaluator(SupernetEvaluator):
         calibrated = max(own(calibration), calibration[0])
         part = self._seen / (self._candidates * images) if self._candidates else 1.0
         self._candidates = self._seen = 0
-        keep, of_base = worth_keeping(self._partial, calibrated + part * scored, calibrated + scored, self._room)
+        keep, of_base = self._keeping.choose(calibrated + part * scored, calibrated + scored, self._room)
         narrowed = (width.name for width in self.net.widths if len(width.choices) > 1)
         chosen = {None: of_base} | {name: kept_of(self._partial.influence, name, keep) for name in narrowed}
         self._values.choose(chosen, self._room - calibrated * sum(map(self._partial.bytes_of, chosen.values())))

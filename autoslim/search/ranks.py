@@ -1,7 +1,8 @@
 """The processes that share the work of a search (torchrun)."""
 
-import math
 import os
+import platform
+from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -32,11 +33,14 @@ class Ranks:
         return name
 
     def memory_budget(self, device: torch.device) -> float:
-        """Return the bytes that a search takes in this process by default: 4 GB, on a GPU half of its memory."""
-        if device.type != "cuda":
-            return 4e9
-        sharing = math.ceil(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / torch.cuda.device_count())
-        return torch.cuda.get_device_properties(device).total_memory // (2 * sharing)
+        """Return the bytes that a search takes in every process by default: 4 GB, on GPUs half of the smallest share of one."""
+        card, memory = None, 8e9
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            card, memory = (platform.node(), str(getattr(properties, "uuid", device))), properties.total_memory
+        of_all = self.share({self.rank: (card, memory)}).values()
+        sharing = Counter(card for card, _ in of_all)
+        return min(memory / 2 if card is None else memory // (2 * sharing[card]) for card, memory in of_all)
 
     def wait(self) -> None:
         """Wait until all processes are here."""

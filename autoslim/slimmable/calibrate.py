@@ -18,7 +18,10 @@ Moments = tuple[list[list[int]], Tensor]
 
 
 class Measure(TorchFunctionMode):
-    """Normalises by batch statistics wherever kept ones would be used, and collects them; layers and functions alike."""
+    """Normalises by batch statistics wherever kept ones would be used, and collects them; layers and functions alike.
+
+    The kept ones stay what they are until `store`.
+    """
 
     def __init__(self):
         super().__init__()
@@ -43,7 +46,10 @@ class Measure(TorchFunctionMode):
         """Return what every batch norm was given, in the order in which they ran first."""
         counts = [[count for count, *_ in norm.seen] for norm in self._norms.values()]
         seen = [each for norm in self._norms.values() for each in norm.seen]
-        return counts, torch.stack([torch.cat([each[k] for each in seen]) for k in (1, 2)]) if seen else torch.empty(2, 0)
+        if not seen:
+            return counts, torch.empty(2, 0)
+        device = seen[0][1].device  # a network may lie on several
+        return counts, torch.stack([torch.cat([each[k].to(device) for each in seen]) for k in (1, 2)])
 
     def combine(self, batches: Iterable[Moments]) -> "Measure":
         """Find the statistics over several batches, measured apart on the same configuration, from their `moments()`.

@@ -116,9 +116,10 @@ class SwitchableNet(nn.Module):
         for _, layer in self._layers:
             layer._slimming.forget_copies()  # of reads outside a training step
         output = self.net(*inputs, **kwargs)
-        if self.training and self.norm == "shared":
-            for _, layer in self._layers:
+        for _, layer in self._layers:
+            if self.training and self.norm == "shared":
                 layer._slimming.write_back()
+            layer._slimming.forget_copies()  # whose statistics may be calibrated next
         return output
 
     def materialize(self, switch: str | float) -> nn.Module:
