@@ -20,6 +20,9 @@ class Keeping:
     Once a group is narrowed, candidates that lie before it go on from what its layers read, or from what the next ones read.
     What saves most multiply-adds a byte besides what is kept already, were all groups as likely to be narrowed, is kept next;
     what fits after that, for the base alone. What keeping some values saves is the same at every step, and reckoned once.
+
+    Args:
+        partial: the supernet that is run in parts.
     """
 
     def __init__(self, partial: PartialNet):

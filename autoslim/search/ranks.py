@@ -33,7 +33,13 @@ class Ranks:
         return name
 
     def memory_budget(self, device: torch.device) -> float:
-        """Return the bytes that a search takes in every process by default: 4 GB, on GPUs half of the smallest share of one."""
+        """Return the bytes that a search takes in every process by default: 4 GB, on GPUs half of the smallest share of one.
+
+        All processes ask together and get the same, as the sizes of batches follow from it.
+
+        Args:
+            device: of this process.
+        """
         card, memory = None, 8e9
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)

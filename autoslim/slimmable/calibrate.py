@@ -54,7 +54,8 @@ class Measure(TorchFunctionMode):
     def combine(self, batches: Iterable[Moments]) -> "Measure":
         """Find the statistics over several batches, measured apart on the same configuration, from their `moments()`.
 
-        Means and sums of squared deviations are combined in float64 (Chan et al. 1979), of all batch norms at once.
+        Means and sums of squared deviations are combined in float64 (Chan et al. 1979), of all batch norms at once. Of each batch,
+        the same batch norms ran in the same order as here; how often each ran may differ.
         """
         norms = list(self._norms.values())
         if not norms:
