@@ -3,11 +3,13 @@
     python benchmarks/search.py mobilenet_v2 --pixels 96 --steps 4
     python benchmarks/search.py --run runs/supernet --target 75%,50% --straightforward 5
     python benchmarks/search.py resnet50 --pixels 224 --images 2048 --device cuda --target 75%,50%,25%,14% --straightforward 1
+    torchrun --nproc-per-node 2 benchmarks/search.py --run runs/supernet --straightforward 1
 
 With a space, weights and images are drawn at random: that shows what is executed, and that decisions agree. A trained run
 brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
 search for its first N steps only: its multiply-adds are then counted along the path of the first effort, and its time is that
 of the N steps, times what is left to execute. Images a second are those of all candidates, however few of them were run.
+Several processes share exact and fast; each runs the straightforward search alone, whose time is divided by how many there are.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from autoslim.commands.search import load_supernet
 from autoslim.factories import load_rules
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.ranks import Ranks
 from autoslim.search.samples import Samples
 from autoslim.slimmable import family
 from autoslim.spaces import load_space
@@ -53,19 +56,24 @@ def main():
     if args.steps is None and args.target is None:
         args.steps, args.target = (None, "50%") if args.run else (4, None)
     torch.set_num_threads(args.threads)
+    ranks = Ranks()
+    args.device = ranks.device(args.device)
     net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
     seen = sum(len(x) for x, _ in itertools.chain(images, calibration))
-    print(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
+    say = print if ranks.rank == 0 else lambda *_, **__: None
+    say(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
 
     rows, paths, along = {}, {}, None
     for name in args.efforts.split(","):
         how = {"memory_budget": args.memory_budget, "precision": args.precision}
         evaluator = PartialEvaluator(net, images, calibration, rules=rules, **how)
         trace, points, seconds = descend(net, evaluator, name, options)
-        losses = [fresh.score(p.config).loss for p in points] if fresh else []
+        losses = {i: fresh.score(points[i].config).loss for i in ranks.own(range(len(points))) if fresh}
         paths[name] = [(c.group, c.width) for c in trace.path_taken()]
-        rows[name] = (seconds, evaluator.macs, len(trace.rows), losses)
+        macs = sum(ranks.share({ranks.rank: evaluator.macs}).values())
+        rows[name] = (seconds, macs, len(trace.rows), ranks.share(losses).values())
+        say(f"{name}: {len(paths[name]) - 1} steps in {seconds:.0f} s", file=sys.stderr)
         along = along or trace
     count = args.straightforward
     whole = options if count is None else {**options, "steps": count}
@@ -73,19 +81,19 @@ def main():
     trace, _, seconds = descend(net, SupernetEvaluator(net, images, calibration), "exact", whole)
     part, total = executed(net, trace, seen), executed(net, along, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
-    rows["straightforward"] = (seconds * total / part, total, evaluations(net, along), [])
+    rows["straightforward"] = (seconds / ranks.count * total / part, total, evaluations(net, along), [])
 
     base = rows["straightforward"]
-    print("steps:", ", ".join(f"{name} {len(path) - 1}" for name, path in paths.items()))
+    say("steps:", ", ".join(f"{name} {len(path) - 1}" for name, path in paths.items()))
     if next(net.parameters()).is_cuda:
-        print("seconds:", ", ".join(f"{name} {row[0]:.1f}" for name, row in rows.items()))
-    print(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'images/s':>9} {'same path':>14}  loss on fresh images")
+        say("seconds:", ", ".join(f"{name} {row[0]:.1f}" for name, row in rows.items()))
+    say(f"{'':16} {'wall':>8} {'MACs':>8} {'evaluations':>12} {'images/s':>9} {'same path':>14}  loss on fresh images")
     for name, (seconds, macs, count, losses) in sorted(rows.items(), key=lambda row: -row[1][1]):
         known = list(zip(paths[name], paths["straightforward"]))
         same = f"{sum(a == b for a, b in known) - 1} of {len(known) - 1}"
         text = " ".join(f"{loss:.4f}" for loss in losses)
         ratios = f"{base[0] / seconds:7.1f}x {base[1] / macs:7.1f}x"
-        print(f"{name:16} {ratios} {count:12} {base[2] * seen / seconds:9.0f} {same:>14}  {text}")
+        say(f"{name:16} {ratios} {count:12} {base[2] * seen / seconds:9.0f} {same:>14}  {text}")
 
 
 class Enough(Exception):
