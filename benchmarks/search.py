@@ -3,7 +3,7 @@
     python benchmarks/search.py mobilenet_v2 --pixels 96 --steps 4
     python benchmarks/search.py --run runs/supernet --target 75%,50% --straightforward 5
     python benchmarks/search.py resnet50 --pixels 224 --images 2048 --device cuda --target 75%,50%,25%,14% --straightforward 1
-    torchrun --nproc-per-node 2 benchmarks/search.py --run runs/supernet --straightforward 1
+    torchrun --nproc-per-node 2 -- benchmarks/search.py --run runs/supernet --straightforward 1
 
 With a space, weights and images are drawn at random: that shows what is executed, and that decisions agree. A trained run
 brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
