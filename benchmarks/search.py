@@ -9,7 +9,7 @@ With a space, weights and images are drawn at random: that shows what is execute
 brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
 search for its first N steps only: its multiply-adds are then counted along the path of the first effort, and its time is that
 of the N steps, times what is left to execute. Images a second are those of all candidates, however few of them were run.
-Several processes share exact and fast; each runs the straightforward search alone, whose time is divided by how many there are.
+Several processes share the candidates of the straightforward search, and the images of the others.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main():
     trace, _, seconds = descend(net, SupernetEvaluator(net, images, calibration), "exact", whole)
     part, total = executed(net, trace, seen), executed(net, along, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
-    rows["straightforward"] = (seconds / ranks.count * total / part, total, evaluations(net, along), [])
+    rows["straightforward"] = (seconds * total / part, total, evaluations(net, along), [])
 
     base = rows["straightforward"]
     say("steps:", ", ".join(f"{name} {len(path) - 1}" for name, path in paths.items()))
