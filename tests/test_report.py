@@ -50,6 +50,14 @@ def test_a_subnet_near_chance_does_not_flatten_the_picture():
     assert any("12%" in text.get_text() for text in figure.axes[0].texts)
 
 
+def test_uniform_subnets_as_large_as_what_was_found_are_inside_the_axes():
+    uniform = [(1e6, 0.05), (2e6, 0.1), (3e6, 0.11), (4e6, 0.17)]
+    figure = spectrum._figure(uniform=uniform, greedy=[(4e6, 0.17)], found=[(3.5e6, 0.17), (2e6, 0.16)], retrained=[])
+    assert 5 < figure.axes[0].get_ylim()[0] < 10
+    (note,) = figure.axes[0].texts
+    assert "1 estimate lies" in note.get_text()
+
+
 @pytest.mark.parametrize("given", [{"uniform": UNIFORM}, {"greedy": GREEDY}, {"retrained": RETRAINED[:1]}])
 def test_any_one_series_is_enough(given, tmp_path):
     empty = {"uniform": [], "greedy": [], "found": [], "retrained": []}

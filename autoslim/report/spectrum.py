@@ -39,8 +39,9 @@ def draw_spectrum(
     """Draw accuracy over multiply-adds as PNG or SVG; returns the path.
 
     Estimates are thin lines with small markers, retrained networks large filled markers; a second panel enlarges the
-    retrained networks where they would share less than two fifths of the height. Every retrained network and every found
-    configuration is inside the axes; of the other estimates, those far below are cut off and counted in a note.
+    retrained networks where they would share less than two fifths of the height. Every retrained network, every found
+    configuration and every uniform one of their size is inside the axes; of the other estimates, those far below are cut off and
+    counted in a note.
 
     Args:
         out: ends in .png or .svg.
@@ -99,7 +100,9 @@ def _figure(*, uniform, greedy, found, retrained, title=None) -> Figure:
             "there is no supernet estimate and no retrained network to draw; pass the folder of a search or of a retraining"
         )
     scale, letter = style.macs_unit([macs for macs, _ in estimates + networks])
+    smallest = min((macs for macs, _ in found), default=math.inf)
     low, high = accuracy_limits([*uniform, *greedy], [*found, *networks])
+    low = min([low, *(accuracy for macs, accuracy in uniform if macs >= smallest)])  # what the found ones are compared with
     enlarge = bool(estimates) and len(networks) > 1 and _span(networks) < 0.4 * (high - low)
 
     figure = style.new_figure(11.2 if enlarge else 7.8, 4.4)
