@@ -52,7 +52,7 @@ def test_a_subnet_near_chance_does_not_flatten_the_picture():
 
 def test_uniform_subnets_as_large_as_what_was_found_are_inside_the_axes():
     uniform = [(1e6, 0.05), (2e6, 0.1), (3e6, 0.11), (4e6, 0.17)]
-    figure = spectrum._figure(uniform=uniform, greedy=[(4e6, 0.17)], found=[(3.5e6, 0.17), (2e6, 0.16)], retrained=[])
+    figure = spectrum._figure(uniform=uniform, greedy=[(4e6, 0.17)], found=[(3.5e6, 0.17), (2.1e6, 0.16)], retrained=[])
     assert 5 < figure.axes[0].get_ylim()[0] < 10
     (note,) = figure.axes[0].texts
     assert "1 estimate lies" in note.get_text()

@@ -40,8 +40,8 @@ def draw_spectrum(
 
     Estimates are thin lines with small markers, retrained networks large filled markers; a second panel enlarges the
     retrained networks where they would share less than two fifths of the height. Every retrained network, every found
-    configuration and every uniform one of their size is inside the axes; of the other estimates, those far below are cut off and
-    counted in a note.
+    configuration and the uniform ones of their sizes are inside the axes; of the other estimates, those far below are cut off
+    and counted in a note.
 
     Args:
         out: ends in .png or .svg.
@@ -100,9 +100,8 @@ def _figure(*, uniform, greedy, found, retrained, title=None) -> Figure:
             "there is no supernet estimate and no retrained network to draw; pass the folder of a search or of a retraining"
         )
     scale, letter = style.macs_unit([macs for macs, _ in estimates + networks])
-    smallest = min((macs for macs, _ in found), default=math.inf)
     low, high = accuracy_limits([*uniform, *greedy], [*found, *networks])
-    low = min([low, *(accuracy for macs, accuracy in uniform if macs >= smallest)])  # what the found ones are compared with
+    low = min([low, *(accuracy for _, accuracy in _compared(uniform, found))])
     enlarge = bool(estimates) and len(networks) > 1 and _span(networks) < 0.4 * (high - low)
 
     figure = style.new_figure(11.2 if enlarge else 7.8, 4.4)
@@ -141,6 +140,13 @@ def accuracy_limits(estimates: list[Point], shown: list[Point]) -> tuple[float, 
     firm = [accuracy for _, accuracy in shown] or values[len(values) // 2 :]
     low, high = min(firm), values[-1]
     return max(values[0], low - max(high - low, 0.02)), high
+
+
+def _compared(uniform: list[Point], found: list[Point]) -> list[Point]:
+    """Return the uniform subnets that found ones are compared with: from the next one below the smallest found one on."""
+    smallest = min((macs for macs, _ in found), default=math.inf)
+    below = [macs for macs, _ in uniform if macs <= smallest]
+    return [point for point in uniform if found and point[0] >= max(below, default=0)]
 
 
 def _span(points: list[Point]) -> float:
