@@ -142,6 +142,10 @@ def test_amounts_as_users_write_them(kind, text, value):
     assert target.to_json() == {kind: pytest.approx(value)}
 
 
+def test_all_of_a_network_is_no_more_than_it():
+    assert all(KINDS["latency"].read("100%", full / 997) == full / 997 for full in range(1, 2000))
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "words"),
     [

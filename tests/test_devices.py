@@ -13,7 +13,8 @@ from autoslim.cost.latency_table import open_table
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.ranks import Ranks
-from autoslim.slimmable.family import place
+from autoslim.slimmable.family import channels_last, place
+from cli import printed, run
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
@@ -83,11 +84,44 @@ def test_a_found_network_is_the_supernet_at_its_widths(device):
 
 
 @devices
+@pytest.mark.parametrize("kind", [tricky.ThreeDimensions, tricky.Residual])
+def test_a_network_goes_to_a_device_whatever_its_weights(kind, device):
+    torch.manual_seed(0)
+    net, inputs = randomized(kind()).eval(), tuple(torch.randn(2, *shape) for shape in kind.shapes)
+    with torch.no_grad():
+        expected = net(*inputs)
+        found = place(net, device)(*(x.to(device) for x in inputs)).cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [tricky.ThreeDimensions, tricky.Residual])
+def test_only_weights_of_images_are_laid_out_channels_last(kind):
+    net = channels_last(kind())
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights if p.dim() == 4)
+    assert all(p.is_contiguous() for p in weights if p.dim() != 4)
+
+
+@devices
 def test_latencies_are_measured_where_they_are_asked_for(device):
     net = autoslim.Supernet(tricky.Residual(), torch.randn(1, 3, 8, 8), divisor=4, steps=4)
     table = open_table(net, torch.zeros(1, 3, 8, 8), setup=Setup(device=device), rounds=1)
     assert 0 < table.full.median_ms < 1000 and table.milliseconds(net.narrowest().widths) > 0
     assert remeasure(autoslim.materialize(net), torch.zeros(1, 3, 8, 8), target_ms=1000, setup=table.setup, rounds=1).holds
+
+
+@devices
+def test_the_verbs_measure_where_they_are_asked_to(device, tmp_path, capsys):
+    folder, path = tmp_path / "run", tmp_path / "table.json"
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", folder, "--device", "cpu") == 0
+    options = ("--device", device, "--batch", 4, "--points", 2, "--check", 4, "--out", path)
+    found = printed(capsys, "latency-table", folder, *options)
+    assert found["check"]["configurations"] == 4 and found["device"] == Setup(device=device).device_name
+    wanted = ("--latency-target", "100%", "--latency-table", path)
+    for where in {"cpu", device}:  # the search may run elsewhere
+        out = tmp_path / f"found-{where}"
+        (searched, _) = printed(capsys, "search", folder, *wanted, "--device", where, "--out", out)
+        assert searched["provenance"]["latency"]["latency"]["device"] == found["device"]
 
 
 @pytest.mark.parametrize(

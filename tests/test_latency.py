@@ -17,6 +17,7 @@ from autoslim.cost.latency import Latency, Setup, measure, measure_latency, reme
 from autoslim.cost.latency_parts import Parts
 from autoslim.cost.latency_table import open_table
 from autoslim.errors import ModelError, RunError
+from autoslim.slimmable import family
 from cli import printed, refused, run
 
 
@@ -284,7 +285,7 @@ def test_every_part_of_any_network_runs_at_any_width(kind):
     for config in (net.full(), net.narrowest(), net.random(torch.Generator().manual_seed(1))):
         for part in parts.parts:
             widths = np.array(list(config.widths.values()))
-            module, given = parts.build(part, widths, "cpu")
+            module, given = parts.build(part, widths)
             with torch.no_grad():
                 module.eval()(*given)
             assert parts.key(part, widths)
@@ -297,12 +298,41 @@ def test_the_parts_of_a_configuration_have_its_weights_and_shapes(model):
     config = net.uniform(0.5)
     total, plain = 0, autoslim.materialize(net, config)
     for part in parts.parts:
-        module, inputs = parts.build(part, np.array(list(config.widths.values())), "cpu")
+        module, inputs = parts.build(part, np.array(list(config.widths.values())))
         module.eval()(*inputs)
         total += sum(p.numel() for p in module.parameters())
         assert all(len(x) == 2 for x in inputs)
         assert not any(type(m).__module__.startswith("autoslim") for m in module.modules())
     assert total == sum(p.numel() for p in plain.parameters())
+
+
+def test_parts_are_laid_out_as_they_are_in_the_network():
+    class Mixed(nn.Sequential):  # the second conv reads what lies channel by channel, as behind a channel shuffle
+        def forward(self, x):
+            return self[2](self[1](self[0](x).contiguous().relu())).mean((2, 3))
+
+    net = autoslim.Supernet(Mixed(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))), torch.zeros(1, 16, 8, 8))
+    family.channels_last(net)
+    parts = Parts(net, (torch.zeros(2, 16, 8, 8).contiguous(memory_format=torch.channels_last),))
+    widths = np.array(list(net.narrowest().widths.values()))
+    given = [parts.build(part, widths)[1][0] for part in parts.parts]
+    assert [x.is_contiguous() for x in given] == [False, True, False]
+    keys = [parts.key(part, np.array(list(net.full().widths.values()))) for part in parts.parts]
+    assert ["channels last" in key for key in keys] == [True, False, True]
+
+
+def test_a_supernet_is_measured_on_the_device_of_the_setup(monkeypatch):
+    class Made(Residual):
+        def forward(self, x):
+            return super().forward(x + torch.ones(1, 1, 8, 8, device=x.device))
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another device")
+    net, fake = supernet(Made), Fake()
+    table = open_table(net, EXAMPLE, setup=Setup(device="meta"), measure=fake, rounds=1)
+    assert {p.device.type for p in net.parameters()} == {"cpu"} and {p.device.type for p in table.net.parameters()} == {"meta"}
+    assert table.milliseconds(net.narrowest()) == pytest.approx(
+        open_table(net, EXAMPLE, measure=Fake()).milliseconds(net.narrowest())
+    )
 
 
 # Measuring -------------------------------------------------------------------------------------------------------------
@@ -315,8 +345,11 @@ def test_calls_are_timed_until_both_floors_are_met():
     times = time_calls(lambda: calls.append(1), cpu, repeats=4, warmup=2, seconds=6, clock=lambda: next(now))
     assert times == [1000.0] * 6 and len(calls) == 8
     calls.clear()
-    times = time_calls(lambda: calls.append(1), cpu, repeats=4, warmup=0, seconds=0, inner=5, clock=lambda: next(now))
-    assert times == [200.0] * 4 and len(calls) == 20
+    times = time_calls(lambda: calls.append(1), cpu, repeats=4, warmup=0, seconds=0, row=5.0, clock=lambda: next(now))
+    assert times == [200.0] * 4 and len(calls) == 1 + 20  # one tells how many make a row
+    calls.clear()
+    times = time_calls(lambda: calls.append(1), cpu, repeats=4, warmup=0, seconds=0, row=0.5, clock=lambda: next(now))
+    assert times == [1000.0] * 4 and len(calls) == 1 + 4
 
 
 def test_latency_is_median_and_percentiles():
@@ -374,8 +407,8 @@ def test_a_device_that_width_does_not_help_is_told_before_anything_else():
     told = width_message(full, Latency(9.0, 8.0, 9.0, 5, "wide device"))
     assert "wide device" in told and "90%" in told and "\n" not in told
     fake, lines = Fake(scale=0.0, constant=5.0), []
-    table = open_table(supernet(), EXAMPLE, measure=fake, report=lambda line: lines.append((line, len(fake.parts))))
-    assert lines == [(table.message, 0)] and "100%" in table.message
+    table = open_table(supernet(), EXAMPLE, measure=fake, before=lambda *ends: lines.append((ends, len(fake.parts))))
+    assert lines == [((table.full, table.narrowest), 0)] and "100%" in table.message
 
 
 def test_one_torch_table_end_to_end(tmp_path):
@@ -491,6 +524,10 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
     assert measured and path_of_one.read_bytes() == files[path_of_one.name]
     message = refused(capsys, "search", run_folder, "--latency-target", "1us", "--latency-table", path, "--out", tmp_path / "no")
     assert "latency target 1us is below the narrowest" in message and not (tmp_path / "no").exists()
+    faked(fake := Fake(scale=2.0, constant=1.0))
+    for far in ("1us", "0.1%"):  # no table is measured for it
+        told = refused(capsys, "search", run_folder, "--latency-target", far, "--batch", 2, "--out", tmp_path / "no")
+        assert "is below the narrowest configuration" in told and fake.networks and not fake.parts
 
 
 @pytest.mark.parametrize(
@@ -509,3 +546,8 @@ def test_what_cannot_be_asked_for_is_refused_before_anything_is_measured(tmp_pat
     before = sorted(run_folder.iterdir())
     assert rule in refused(capsys, "search", run_folder, "--device", "cpu", *options)
     assert sorted(run_folder.iterdir()) == before
+
+
+def test_threads_are_not_taken_for_a_gpu(tmp_path, capsys):
+    wanted = ("--latency-target", "5ms", "--latency-device", "cuda", "--threads", 2)
+    assert "--threads is for a CPU" in refused(capsys, "search", tmp_path, *wanted, code=2)

@@ -8,8 +8,9 @@ import torch
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.commands.runs import choose_device
+from autoslim.cost.amounts import KINDS
 from autoslim.cost.budgets import Budgets, Target, check_budgets
-from autoslim.cost.latency import Remeasured, Setup, remeasure
+from autoslim.cost.latency import Latency, Remeasured, Setup, remeasure, width_message
 from autoslim.cost.latency_table import LatencyTable, open_table, read_setup
 from autoslim.factories import load_rules
 from autoslim.slimmable.materialize import example_input, materialize
@@ -71,14 +72,30 @@ def open_budgets(
         untimed = Budgets(net, [kind for kind in targets if kind != "latency"], precision=size_precision, batch=batch)
         check_budgets(targets, {**untimed.full, "latency": 1e12}, {**untimed.narrowest, "latency": 0.0})
         path = latency_table or run / f"latency-{setup.label}.json"
-        example = torch.zeros(1, *space.input_shape)
+        example, rules = drawn_input(space), load_rules(space.groups["rules"])
+
+        def before(full: Latency, narrowest: Latency) -> None:
+            if first:
+                say_where_width_hardly_helps(full, narrowest)
+            least = min(KINDS["latency"].read(amount, full.median_ms) for amount in targets["latency"])
+            if least < 0.8 * narrowest.median_ms:  # predictions are not that far off
+                ends = {"latency": full.median_ms}, {"latency": narrowest.median_ms}
+                check_budgets({"latency": least}, *ends)
+
+        wait()  # nothing else runs while networks are timed
         for turn in (first, not first):
             if turn:
-                shown = {"progress": first, "report": _say if first else lambda line: None}
-                table = open_table(net, example, path, setup=setup, rules=load_rules(space.groups["rules"]), **shown)
+                table = open_table(net, example, path, setup=setup, rules=rules, progress=first, before=before)
             wait()
     return RunBudgets(net, targets, precision=size_precision, batch=batch, table=table)
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+def drawn_input(space: Space) -> torch.Tensor:
+    """Return a random input `[1, C, H, W]`: zeros cost less power."""
+    return torch.randn(1, *space.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def say_where_width_hardly_helps(full: Latency, narrowest: Latency) -> None:
+    """Say in one line on stderr if narrower networks are hardly faster."""
+    if message := width_message(full, narrowest):
+        click.echo(message, err=True)

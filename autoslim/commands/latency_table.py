@@ -37,6 +37,7 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
         raise click.UsageError(f"--input-shape is that of the run {space}; leave it out")
     loaded = loaded or load_space(space, input_shape=input_shape)
     setup = latency_setup(device, batch=batch, threads=threads, backend=backend)
+    options.check_threads(setup.device)
     out = out or Path(f"latency-{loaded.name.replace(':', '.')}-{setup.label}.json")
     table = space_table(loaded, out, setup, points=points)
     found = {
@@ -46,7 +47,7 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
     }  # fmt: skip
     if check:
         found["check"] = table.check(check, progress=True)
-    options.print_json(found) if as_json else _show(found)
+    options.print_json(found) if as_json else _show(found, setup)
 
 
 def _space_of_run(folder: Path):
@@ -69,8 +70,7 @@ def latency_setup(device: str, *, batch=1, threads=1, backend="torch"):
 
 def space_table(space, path: Path, setup, *, points: int | None = None):
     """Open the latency table of a search space (`open_table`), with progress on stderr."""
-    import torch
-
+    from autoslim.commands.budgets import drawn_input, say_where_width_hardly_helps
     from autoslim.cost.latency_table import open_table
     from autoslim.factories import load_rules
     from autoslim.files import probe_writable
@@ -78,15 +78,15 @@ def space_table(space, path: Path, setup, *, points: int | None = None):
 
     probe_writable(path.parent)
     return open_table(
-        build_supernet(space), torch.zeros(1, *space.input_shape), path, setup=setup, points=points,
-        rules=load_rules(space.groups["rules"]), progress=True, report=lambda line: click.echo(line, err=True),
+        build_supernet(space), drawn_input(space), path, setup=setup, points=points,
+        rules=load_rules(space.groups["rules"]), progress=True, before=say_where_width_hardly_helps,
     )  # fmt: skip
 
 
-def _show(found: dict) -> None:
+def _show(found: dict, setup) -> None:
     from autoslim.report.tables import align
 
-    click.echo(f"{found['path']}: {found['measured']} layers and widths on {found['device']}, {_case(found)}")
+    click.echo(f"{found['path']}: {found['measured']} layers and widths on {found['device']}, {_case(setup)}")
     full, narrowest = found["full"]["median_ms"], found["narrowest"]["median_ms"]
     click.echo(f"widest {full:.3f} ms, narrowest {narrowest:.3f} ms, measured end to end")
     click.echo(f"prediction = {found['factor']:.3f} x sum of the layers {found['constant_ms']:+.3f} ms")
@@ -105,5 +105,6 @@ def _show(found: dict) -> None:
     )
 
 
-def _case(found: dict) -> str:
-    return f"{found['backend']}, batch {found['batch']}, {found['threads']} threads"
+def _case(setup) -> str:
+    threads = f", {setup.threads} thread{'s' * (setup.threads > 1)}" if setup.device.startswith("cpu") else ""
+    return f"{setup.backend}, batch {setup.batch}{threads}"

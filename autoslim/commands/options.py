@@ -141,3 +141,9 @@ def given(*names: str) -> list[str]:
     context = click.get_current_context()
     there = [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     return [f"--{name.replace('_', '-')}" for name in there]
+
+
+def check_threads(device: str) -> None:
+    """Refuse --threads where latency is measured on a GPU: it would have no effect."""
+    if device.startswith("cuda") and given("threads"):
+        raise click.UsageError(f"--threads is for a CPU, and latency is measured on {device}; leave it out")

@@ -163,10 +163,9 @@ def full_cost(model, example, rules=None):
 
 
 def _latency(model, example, device: str) -> dict:
-    from autoslim.channels.trace import as_inputs
     from autoslim.commands import runs
-    from autoslim.cost.latency import measure_latency
+    from autoslim.cost.latency import Setup, measure_latency
+    from autoslim.slimmable.family import place
 
-    place = runs.choose_device(device)
-    inputs = tuple(x.to(place) for x in as_inputs(example))
-    return measure_latency(model.to(place), inputs).to_json()
+    setup = Setup(device=str(runs.choose_device(device)))
+    return measure_latency(place(model, setup.device), setup.inputs(example)).to_json()

@@ -30,13 +30,14 @@ _TERMS = {
 }  # fmt: skip
 
 
-def _check_terms(targets: Mapping, latency_table: Path | None) -> None:
+def _check_terms(targets: Mapping, latency_table: Path | None, latency_device: str) -> None:
     """Refuse options that have no effect."""
     for name, kinds in _TERMS.items():
         if not set(kinds) & set(targets) and (given := options.given(name)):
             raise click.UsageError(
                 f"{given[0]} is for {' or '.join(f'--{kind}-target' for kind in kinds)}; add one, or leave it out"
             )
+    options.check_threads(latency_device)
     if latency_table and (given := options.given("batch", "latency_device", "threads")):
         raise click.UsageError(f"{given[0]} is that of --latency-table {latency_table}; leave one of the two out")
 
@@ -117,7 +118,7 @@ def search(run, flops, params, size, memory, latency, as_json, **how):
     if not targets:
         raise click.UsageError("there is no target; give --flops-target 60%, or another budget")
     _check_order(how["order"], targets)
-    _check_terms(targets, how["latency_table"])
+    _check_terms(targets, how["latency_table"], how["latency_device"])
     found, notes = search_run(run, targets, **how)
     if found is None:
         return  # another process of several tells
@@ -237,6 +238,7 @@ def search_run(
             notes.append(f"{point.target.label}: no swap helped")
         for prefix, each in pair:
             path = out / f"{prefix}{point.target.label}.json"
+            ranks.wait()  # nothing else runs while a network is timed
             if ranks.rank == 0:
                 before = _measured_before(path, each)
                 remeasured = before or budgets.remeasure(each, point.target)
@@ -244,7 +246,7 @@ def search_run(
                     each = replace(each, provenance={**each.provenance, "latency": remeasured.to_json()})
                     notes.append(_remeasured(path, prefix, remeasured) + (", as measured before" if before else ""))
                 each.save(path)
-            ranks.wait()  # nothing else runs while a network is timed
+            ranks.wait()
             found.append((path, each))
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]

@@ -40,7 +40,7 @@ class Kind:
         except ValueError:
             number = 0.0
         if match:
-            number *= full / 100 if match[2] == "%" else units.get(match[2], 0.0)
+            number = number / 100 * full if match[2] == "%" else number * units.get(match[2], 0.0)  # 100% is all of it
         if not 0 < number < float("inf"):
             raise TargetError(f"{self.option} {text!r} is not an amount above 0; write it as {self.examples}")
         return number

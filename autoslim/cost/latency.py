@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import platform
 import statistics
 import time
@@ -101,7 +102,8 @@ class Setup:
                 return value
             whole = value[:1].detach().expand(self.batch, *value.shape[1:])
             # As the batches of `Loader` are laid out.
-            layout = torch.channels_last if self.device != "cpu" and value.dim() == 4 else torch.contiguous_format
+            on_gpu = torch.device(self.device).type == "cuda"
+            layout = torch.channels_last if on_gpu and value.dim() == 4 else torch.contiguous_format
             return whole.to(self.device).clone(memory_format=layout)
 
         return tree_map(repeat, as_inputs(example))
@@ -149,28 +151,33 @@ def time_calls(
     repeats: int,
     warmup: int,
     seconds: float,
-    inner: int = 1,
+    row: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Return the milliseconds of a call, measured until there are `repeats` times and they add up to `seconds`.
 
     Args:
-        inner: calls in a row that are timed as one; a GPU works through them without waiting in between.
+        row: seconds that calls in a row take, which are timed as one; a GPU works through them without waiting in between.
         clock: seconds now.
     """
+
+    def spend(calls: int) -> float:
+        _wait(device)
+        started = clock()
+        for _ in range(calls):
+            call()
+        _wait(device)
+        return clock() - started
+
     for _ in range(warmup):
         call()
+    calls = max(1, math.ceil(row / max(spend(1), 1e-6))) if row else 1
     times: list[float] = []
     total = 0.0
     while len(times) < repeats or total < seconds:
-        _wait(device)
-        started = clock()
-        for _ in range(inner):
-            call()
-        _wait(device)
-        spent = clock() - started
+        spent = spend(calls)
         total += spent
-        times.append(1000 * spent / inner)
+        times.append(1000 * spent / calls)
     return times
 
 
@@ -190,7 +197,7 @@ def measure(network: nn.Module, inputs: tuple, setup: Setup, *, whole: bool = Tr
     """
     device = torch.device(setup.device)
     floors = {"repeats": 20, "warmup": 3, "seconds": 0.1} if whole else {"repeats": 10, "warmup": 3, "seconds": 0.003}
-    inner = 20 if device.type == "cuda" and not whole else 1
+    row = 0.002 if device.type == "cuda" and not whole else 0.0
     place(network, device)
     with using_threads(setup.threads), torch.inference_mode(), eval_mode(network):
         if setup.backend == "onnxruntime":
@@ -200,7 +207,7 @@ def measure(network: nn.Module, inputs: tuple, setup: Setup, *, whole: bool = Tr
         else:
             call = functools.partial(network, *inputs)
         clock = time.thread_time if device.type == "cpu" and setup.threads == 1 else time.perf_counter
-        times = time_calls(call, device, inner=inner, clock=clock, **floors)
+        times = time_calls(call, device, row=row, clock=clock, **floors)
     return Latency.of(times, setup.device_name)
 
 

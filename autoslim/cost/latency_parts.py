@@ -251,8 +251,9 @@ class Parts:
             return f"{kind.__name__}[{_settings(module)}]({given})"
         return f"{node.target}: {kind.__name__}{self._own_sizes(node)}({given})"
 
-    def build(self, part: Part, widths: np.ndarray, device: torch.device | str) -> tuple[nn.Module, tuple]:
-        """Return a part as a plain module of some widths, and random inputs for it, on a device."""
+    def build(self, part: Part, widths: np.ndarray) -> tuple[nn.Module, tuple]:
+        """Return a part as a plain module of some widths, and inputs for it, on the supernet's device."""
+        device = next(self.net.parameters()).device
         root, graph, inputs = nn.Module(), fx.Graph(), []
         known: dict[fx.Node, object] = {}
         with torch.no_grad(), self.net.using(self._named(widths)):
@@ -268,7 +269,7 @@ class Parts:
                     leaves, tree = tree_flatten(self._value(source, widths))
                     for k, leaf in enumerate(leaves):
                         if isinstance(leaf, Tensor):
-                            inputs.append(_random(leaf, device))
+                            inputs.append(_filled(leaf, device))
                             leaves[k] = graph.placeholder(f"input_{len(inputs)}")
                     known[source] = tree_unflatten(leaves, tree)
                 target = node.target
@@ -311,7 +312,7 @@ def _is_tensor(value) -> bool:
 
 
 def _without_data(value):
-    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
 def _numbers(value) -> list[int]:
@@ -327,27 +328,34 @@ def _numbers(value) -> list[int]:
 
 def _resized(leaf, numbers: Iterator[int]):
     if isinstance(leaf, Tensor):
-        return torch.empty([next(numbers) for _ in leaf.shape], dtype=leaf.dtype, device="meta")
+        made = torch.empty([next(numbers) for _ in leaf.shape], dtype=leaf.dtype, device="meta")
+        return made.contiguous(memory_format=_layout(leaf))
     return next(numbers) if type(leaf) is int else leaf
 
 
 def _shapes(value) -> str:
     """Write a value as its shapes: 1x16x32x32; the precision only where it is not that of the network."""
-    leaves = [
-        "x".join(map(str, leaf.shape)) + ("" if leaf.dtype.is_floating_point else f" {str(leaf.dtype)[6:]}")
-        if isinstance(leaf, Tensor)
-        else str(leaf)
-        for leaf in tree_leaves(value)
-    ]
+
+    def words(tensor: Tensor) -> str:
+        shape = "x".join(map(str, tensor.shape))
+        layout = " channels last" if _layout(tensor) is torch.channels_last else ""
+        return shape + ("" if tensor.dtype.is_floating_point else f" {str(tensor.dtype)[6:]}") + layout
+
+    leaves = [words(leaf) if isinstance(leaf, Tensor) else str(leaf) for leaf in tree_leaves(value)]
     return leaves[0] if len(leaves) == 1 else f"[{', '.join(leaves)}]"
 
 
-def _random(like: Tensor, device: torch.device | str) -> Tensor:
+def _layout(tensor: Tensor) -> torch.memory_format:
+    last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _filled(like: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor like another one; whole numbers are 0, others differ from each other, as zeros cost less power."""
     if not like.dtype.is_floating_point:
         return torch.zeros(like.shape, dtype=like.dtype, device=device)
-    made = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(device, like.dtype)
-    on_gpu = torch.device(device).type == "cuda" and made.dim() == 4
-    return made.contiguous(memory_format=torch.channels_last) if on_gpu else made
+    numbers = torch.arange(like.numel(), device=device, dtype=torch.float32).sin()
+    return numbers.view(like.shape).to(like.dtype).contiguous(memory_format=_layout(like))
 
 
 def _with(row: np.ndarray, widths: Mapping[int, int]) -> np.ndarray:

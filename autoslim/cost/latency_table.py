@@ -1,6 +1,7 @@
 """Latency of any configuration on one device, from a table measured once."""
 
 import bisect
+import copy
 import hashlib
 import json
 import time
@@ -14,11 +15,11 @@ from tqdm import tqdm
 
 from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.trace import to_device
 from autoslim.cost.latency import Latency, Setup, measure, width_message
 from autoslim.cost.latency_parts import Parts
 from autoslim.errors import RunError
 from autoslim.files import read_json, write_json
+from autoslim.slimmable.family import place
 from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
 
@@ -143,13 +144,13 @@ def open_table(
     rounds: int = 3,
     calibration: int = 16,
     progress: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    before: Callable[[Latency, Latency], None] = lambda full, narrowest: None,
     measure: Measure = measure,
 ) -> LatencyTable:
     """Read the latency table of a supernet, or measure it, or go on measuring where that was cut off.
 
     Args:
-        net: the supernet; its weights do not matter.
+        net: the supernet; its weights do not matter. It is copied to the device of the setup if it is on another one.
         example: one input `[N, C, H, W]` or a tuple of inputs; the first example is repeated to the batch of the setup.
         path: the file, which is rewritten every few seconds; None keeps the table in memory.
         setup: device, batch, threads and backend.
@@ -157,7 +158,7 @@ def open_table(
         points: widths of a group that are measured, at most; by default as many as in the file, 16 in a new one.
         rounds: how often everything is measured, in turn, so that a noisy moment spoils no layer.
         calibration: whole networks that the sum of the parts is fitted to, the widest and the narrowest included.
-        report: takes the line that says, before the parts are measured, that width hardly helps on this device.
+        before: takes the latencies of the widest and the narrowest network before the parts are measured, and may raise.
         measure: what takes a plain module, inputs, the setup and `whole=` to its latency.
 
     Raises:
@@ -165,15 +166,13 @@ def open_table(
         RunError: the file holds another network, or another device, batch, number of threads, backend or version of it.
     """
     setup = setup or Setup()
-    device = next(net.parameters()).device
+    net = _on(net, setup.device)
     points = points or _stored_points(path) or 16
-    parts = Parts(net, to_device(setup.inputs(example), device), rules=rules, points=points)
+    parts = Parts(net, setup.inputs(example), rules=rules, points=points)
     with _Records(path, net, setup, parts, points) as records:
         whole = _Whole(net, setup.inputs(example), records, rounds, measure)
         whole.measure([net.full(), net.narrowest()], "measuring the widest and the narrowest network", progress)
-        message = width_message(whole.latency(net.full()), whole.latency(net.narrowest()))
-        if message:
-            report(message)
+        before(whole.latency(net.full()), whole.latency(net.narrowest()))
         _measure_parts(parts, records, rounds, measure, progress)
         whole.calibration = [net.full(), net.narrowest()]
         whole.calibration += _draw(net, calibration - 2, 0, whole.calibration)
@@ -181,12 +180,18 @@ def open_table(
     return LatencyTable(net, records, parts, whole)
 
 
+def _on(net: Supernet, device: str) -> Supernet:
+    """Return a supernet, or a copy of it, on a device: what its forward makes is made, and laid out, as it is there."""
+    there = torch.empty(0, device=device).device
+    return net if next(net.parameters()).device == there else place(copy.deepcopy(net), there)
+
+
 def _measure_parts(parts: Parts, records: "_Records", rounds: int, measure: Measure, progress: bool) -> None:
     wanted = {parts.key(part, widths): (part, widths) for part in parts.parts for widths in parts.points(part)}
     missing = [(i, key) for i in range(rounds) for key in wanted if records.rounds("points", key) <= i]
     bar = tqdm(missing, desc="measuring layers", unit="time", disable=not progress)
     for _, key in bar:
-        module, inputs = parts.build(*wanted[key], records.setup.device)
+        module, inputs = parts.build(*wanted[key])
         records.add("points", key, measure(module, inputs, records.setup, whole=False))
 
 
