@@ -126,7 +126,7 @@ _TABLES: dict[str, dict[str, _Key]] = {
         "batch_size": _whole(1000, 1),
         "calibration_images": _whole(1024, 1),
         "score": _one_of("error", "loss"),
-        "pick": _one_of("drop", "drop-per-saving"),
+        "pick": _one_of("drop", "drop-per-saving", "equal-saving"),
     },
     "retrain": {"epochs": _whole(300, 1), **_RECIPE},
     "lists": {"layers": _Key([], _are_names, "a list of names of layers")},

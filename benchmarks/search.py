@@ -9,6 +9,7 @@ With a space, weights and images are drawn at random: that shows what is execute
 brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
 search for its first N steps only: its multiply-adds are then counted along the path of the first effort, and its time is that
 of the N steps, times what is left to execute. Images a second are those of all candidates, however few of them were run.
+Where `--pick equal-saving` narrows candidates further they are counted as if narrower by one choice.
 Several processes share the candidates of the straightforward search, and the images of the others.
 """
 

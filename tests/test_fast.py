@@ -11,6 +11,7 @@ from tricky import randomized
 import autoslim
 from autoslim.search.contest import RISE, ExactContest, Race, Step
 from autoslim.search.engine import PartialEvaluator
+from autoslim.search.greedy import PICK_RULES
 from autoslim.search.lazy import Lazy
 from autoslim.search.trace import Candidate
 
@@ -330,7 +331,7 @@ class Additive:
         return autoslim.Score(loss / 10, loss, 100)
 
 
-@pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
+@pytest.mark.parametrize("pick", PICK_RULES)
 def test_where_nothing_interacts_fast_finds_what_exact_finds_with_fewer_evaluations(pick):
     net = supernet(tricky.Concat)
     targets = {"macs": ["70%", "40%"]}

@@ -7,11 +7,13 @@ import torch
 import tricky
 from brute_force import brute_force
 from scores import Table
+from torch import nn
 from tricky import randomized
 
 import autoslim
 from autoslim.commands import AboveBars
 from autoslim.cost.budgets import Target
+from autoslim.search.greedy import PICK_RULES
 from autoslim.search.progress import Progress
 
 
@@ -35,7 +37,7 @@ def no_evaluation(config):
     raise AssertionError("an evaluation was made")
 
 
-@pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
+@pytest.mark.parametrize("pick", PICK_RULES)
 @pytest.mark.parametrize("score", ["error", "loss"])
 def test_search_equals_brute_force_over_materialized_networks(score, pick):
     net, images, calibration = supernet(), data(12, 1), data(10, 2)
@@ -56,7 +58,7 @@ def test_search_equals_brute_force_over_materialized_networks(score, pick):
         assert point.config.estimate["kind"] == "supernet estimate"
 
 
-@pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
+@pytest.mark.parametrize("pick", PICK_RULES)
 @pytest.mark.parametrize("kind", [tricky.Residual, tricky.Concat, tricky.Grouped, tricky.Untraceable])
 @pytest.mark.parametrize("seed", range(4))
 def test_search_equals_brute_force_with_made_up_scores(kind, pick, seed):
@@ -74,6 +76,42 @@ def test_search_equals_brute_force_with_made_up_scores(kind, pick, seed):
     found = list(exact_search(net, targets={"macs": targets}, pick=pick, evaluator=evaluator))
     expected = brute_force(net, "error", pick, targets, lambda widths: evaluator.score(net.make_config(widths.values())))
     assert [(p.target.amounts["macs"], p.config.widths) for p in found] == [(target, widths) for target, widths, _ in expected]
+
+
+def test_candidates_of_equal_saving_narrow_by_as_many_choices_as_it_takes():
+    convs = [nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*convs, nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 5))  # the last group hardly saves anything
+    net = autoslim.Supernet(model, torch.randn(1, 3, 8, 8), divisor=1, steps=64)
+    judged = {}
+
+    def error(widths):
+        return judged.setdefault(tuple(widths.values()), 1 - sum(widths.values()) / 1000)
+
+    evaluator, table, trace = Table(error), autoslim.CostTable(net), autoslim.SearchTrace()
+    full = table.cost(net.full()).macs
+    targets = [0.601 * full, 0.3 * full]
+    found = list(exact_search(net, targets={"macs": targets}, pick="equal-saving", evaluator=evaluator, trace=trace))
+    expected = brute_force(
+        net, "error", "equal-saving", targets, lambda widths: evaluator.score(net.make_config(widths.values()))
+    )
+    assert [p.config.widths for p in found] == [widths for _, widths, _ in expected]
+    path = trace.path_taken()
+    widths, by = net.full().widths, []
+    for before, taken in zip(path, path[1:]):
+        by.append(net.choices[taken.group].index(widths[taken.group]) - net.choices[taken.group].index(taken.width))
+        widths[taken.group] = taken.width
+        missing = before.macs - next(amount for amount in targets if before.macs > amount)
+        assert before.macs - taken.macs >= min(0.02 * full, missing)
+    assert max(by) > 1 and "6" not in {taken.group for taken in path}
+    assert all(point.cost.macs > amount - 0.02 * full for point, amount in zip(found, targets))
+
+
+def test_where_nothing_saves_enough_groups_go_on_by_one_choice():
+    net = supernet(tricky.Residual, divisor=1)
+    narrowest = autoslim.CostTable(net).cost(net.narrowest()).macs
+    evaluator = Table(lambda widths: 0.5)
+    (point,) = exact_search(net, targets={"macs": narrowest}, pick="equal-saving", evaluator=evaluator)
+    assert point.config.widths == net.narrowest().widths
 
 
 def test_ties_go_to_the_larger_saving():
@@ -145,7 +183,7 @@ def test_a_search_without_images_is_refused():
         exact_search(supernet(), targets={"macs": ["50%"]})
 
 
-@pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
+@pytest.mark.parametrize("pick", PICK_RULES)
 def test_groups_that_inference_does_not_use_are_no_candidates(pick):
     # Narrowing the head that only training runs saves nothing.
     net = supernet(tricky.AuxHead)

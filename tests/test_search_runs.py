@@ -20,6 +20,7 @@ import autoslim
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
 from autoslim.cost.memory import peak_memory_bytes
+from autoslim.search.greedy import PICK_RULES
 from cli import refused, run
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +153,7 @@ def test_a_search_of_any_kind_that_is_killed_at_any_time_ends_as_one_that_is_not
     assert contents(out) == whole
 
 
-@pytest.mark.parametrize("pick", ["drop", "drop-per-saving"])
+@pytest.mark.parametrize("pick", PICK_RULES)
 @pytest.mark.parametrize("score", ["error", "loss"])
 def test_an_exact_search_of_a_trained_network_is_brute_force_over_plain_networks(supernet, score, pick):
     net, space, settings = load_supernet(supernet, "cpu")

@@ -83,8 +83,9 @@ def _check_order(order: str, targets: Mapping) -> None:
 )  # fmt: skip
 @click.option("--score", type=click.Choice(["error", "loss"]), help="What judges a candidate, in place of the space's.")
 @click.option(
-    "--pick", type=click.Choice(["drop", "drop-per-saving"]),
-    help="drop: the least increase of the score wins a step. drop-per-saving: that for what it saves.  [default: the space's]",
+    "--pick", type=click.Choice(["drop", "drop-per-saving", "equal-saving"]),
+    help="drop: the least increase of the score wins a step. drop-per-saving: that for what it saves. equal-saving: the least "
+    "increase, where every candidate is narrowed until it saves a fiftieth of the full network.  [default: the space's]",
 )  # fmt: skip
 @click.option(
     "--effort", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,

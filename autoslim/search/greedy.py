@@ -17,9 +17,27 @@ from autoslim.slimmable.supernet import Supernet
 
 SCORES = ("error", "loss")
 EFFORTS = ("fast", "exact")
-# What a step divides the increase of the score by, from what a candidate saves of what is missing to the target: nothing in
-# AutoSlim (section 3.2), where cheap layers are narrowed first.
-PICK_RULES: dict[str, Callable[[float], float]] = {"drop": lambda saved: 1.0, "drop-per-saving": lambda saved: saved}
+
+
+@dataclass(frozen=True)
+class PickRule:
+    """What the candidates of a step are, and how they are compared.
+
+    Attributes:
+        weigh: what the increase of the score is divided by, from what a candidate saves of what is missing to the target.
+        part: how much of the full network's cost a candidate saves at least, or else all that is missing to the target; its group
+            is narrowed by as many choices as that takes. By one choice where it is 0.
+    """
+
+    weigh: Callable[[float], float] = lambda saved: 1.0
+    part: float = 0.0
+
+
+PICK_RULES = {
+    "drop": PickRule(),  # AutoSlim, section 3.2: cheap layers are narrowed first
+    "drop-per-saving": PickRule(weigh=lambda saved: saved),
+    "equal-saving": PickRule(part=0.02),  # NetAdapt, section 3
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,8 @@ def greedy_search(
             full network. One configuration meets the largest amounts of all kinds, the next one the second largest.
         budgets: counts the costs; needed for a latency target, and for memory or size in other than the usual terms.
         score: "error" (the paper) or "loss".
-        pick: "drop" (the paper: the best score) or "drop-per-saving" (the least increase for what it saves).
+        pick: "drop" (the paper: the best score), "drop-per-saving" (the least increase for what it saves) or "equal-saving" (the
+            best score among candidates that are narrowed until each saves a fiftieth of the full network's cost).
         effort: "exact" decides every step among all candidates, on all images; "fast" among those that an earlier step does
             not speak against, on as many images as it takes to tell them apart, see `autoslim.search.contest.Race`.
         evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`; one that also has
@@ -146,22 +165,41 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
 
 
 def _step(net, budgets, widths, costs, current: Candidate, target: Target, score: str, pick: str) -> Step:
-    """Return the choices of a step: every group one choice narrower, where that brings the target nearer."""
-    narrowed = {}
-    for name, width in widths.items():
-        place = net.choices[name].index(width)
-        if place:
-            narrowed[name] = {**widths, name: net.choices[name][place - 1]}
+    """Return the choices of a step: every group narrower, where that brings the target nearer."""
+    rule = PICK_RULES[pick]
+    narrowed = _narrowed(net, budgets, widths, costs, target, rule.part)
     candidate_costs = {name: budgets.costs(candidate) for name, candidate in narrowed.items()}
     gains = target.gains(costs, candidate_costs)
     return Step(
         base=_config(net, widths),
         base_score=Score(current.error, current.loss, current.images),
         candidates={name: _config(net, narrowed[name]) for name in gains},
-        savings={name: PICK_RULES[pick](gain) for name, gain in gains.items()},
+        savings={name: rule.weigh(gain) for name, gain in gains.items()},
         macs={name: candidate_costs[name]["macs"] for name in gains},
         score=score,
     )
+
+
+def _narrowed(net, budgets, widths, costs, target: Target, part: float) -> dict[str, dict[str, int]]:
+    """Return the widths with every group narrower by one choice, or by as few as save a part of the full network's cost.
+
+    Groups that cannot save so much are left out, unless none can.
+    """
+    least = {kind: min(part * budgets.full[kind], costs[kind] - target.amounts[kind]) for kind in target.unmet(costs)}
+
+    def saves_enough(candidate: dict[str, int]) -> bool:
+        after = budgets.costs(candidate)
+        return any(costs[kind] - after[kind] >= amount for kind, amount in least.items())
+
+    by_one, enough = {}, {}
+    for name, width in widths.items():
+        choices = net.choices[name]
+        candidates = [{**widths, name: choice} for choice in reversed(choices[: choices.index(width)])]
+        if candidates:
+            by_one[name] = candidates[0]
+            if part and (candidate := next(filter(saves_enough, candidates), None)):
+                enough[name] = candidate
+    return enough or by_one
 
 
 def _check_recorded(candidates: list[Candidate], step: Step, effort: str) -> None:
