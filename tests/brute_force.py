@@ -17,7 +17,7 @@ def brute_force(net, score, pick, targets, judge):
         if not targets:
             return chosen
         tried = []
-        for wanted in (min(0.02 * full, macs - targets[0]) if pick == "equal-saving" else 0, 0):
+        for wanted in (min(0.02, 0.5 / len(widths)) * full if pick == "equal-saving" else 0, 0):
             for position, (name, width) in enumerate(widths.items()):
                 candidate, saved = dict(widths), -1
                 for choice in reversed([c for c in net.choices[name] if c < width]):

@@ -1,6 +1,6 @@
 """The budgets of a search, as its run folder and the command line state them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -13,7 +13,7 @@ from autoslim.cost.budgets import Budgets, Target, check_budgets
 from autoslim.cost.latency import Latency, Remeasured, Setup, remeasure, width_message
 from autoslim.cost.latency_table import LatencyTable, open_table, read_setup
 from autoslim.factories import load_rules
-from autoslim.slimmable.materialize import example_input, materialize
+from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space
 
@@ -44,7 +44,7 @@ class RunBudgets(Budgets):
             return None
         network = materialize(self._net, config)
         setup = self._latency_table.setup
-        return remeasure(network, example_input(config), target_ms=target.amounts["latency"], setup=setup)
+        return remeasure(network, drawn_input(config.input_shape), target_ms=target.amounts["latency"], setup=setup)
 
 
 def open_budgets(
@@ -72,7 +72,7 @@ def open_budgets(
         untimed = Budgets(net, [kind for kind in targets if kind != "latency"], precision=size_precision, batch=batch)
         check_budgets(targets, {**untimed.full, "latency": 1e12}, {**untimed.narrowest, "latency": 0.0})
         path = latency_table or run / f"latency-{setup.label}.json"
-        example, rules = drawn_input(space), load_rules(space.groups["rules"])
+        example, rules = drawn_input(space.input_shape), load_rules(space.groups["rules"])
 
         def before(full: Latency, narrowest: Latency) -> None:
             if first:
@@ -90,9 +90,9 @@ def open_budgets(
     return RunBudgets(net, targets, precision=size_precision, batch=batch, table=table)
 
 
-def drawn_input(space: Space) -> torch.Tensor:
+def drawn_input(shape: Sequence[int]) -> torch.Tensor:
     """Return a random input `[1, C, H, W]`: zeros cost less power."""
-    return torch.randn(1, *space.input_shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def say_where_width_hardly_helps(full: Latency, narrowest: Latency) -> None:

@@ -78,7 +78,7 @@ def space_table(space, path: Path, setup, *, points: int | None = None):
 
     probe_writable(path.parent)
     return open_table(
-        build_supernet(space), drawn_input(space), path, setup=setup, points=points,
+        build_supernet(space), drawn_input(space.input_shape), path, setup=setup, points=points,
         rules=load_rules(space.groups["rules"]), progress=True, before=say_where_width_hardly_helps,
     )  # fmt: skip
 

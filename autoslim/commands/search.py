@@ -85,7 +85,8 @@ def _check_order(order: str, targets: Mapping) -> None:
 @click.option(
     "--pick", type=click.Choice(["drop", "drop-per-saving", "equal-saving"]),
     help="drop: the least increase of the score wins a step. drop-per-saving: that for what it saves. equal-saving: the least "
-    "increase, where every candidate is narrowed until it saves a fiftieth of the full network.  [default: the space's]",
+    "increase, where every candidate is narrowed until it saves a fiftieth of the full network (of more than 25 groups less); what "
+    "is found lies up to that much below its target.  [default: the space's]",
 )  # fmt: skip
 @click.option(
     "--effort", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,

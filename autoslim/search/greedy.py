@@ -25,8 +25,8 @@ class PickRule:
 
     Attributes:
         weigh: what the increase of the score is divided by, from what a candidate saves of what is missing to the target.
-        part: how much of the full network's cost a candidate saves at least, or else all that is missing to the target; its group
-            is narrowed by as many choices as that takes. By one choice where it is 0.
+        part: how much of the full network's cost, of a kind that is not met, a candidate saves at least, but no more than half of
+            a group's even share; its group is narrowed by as many choices as that takes. By one choice where it is 0.
     """
 
     weigh: Callable[[float], float] = lambda saved: 1.0
@@ -76,8 +76,8 @@ def greedy_search(
 ) -> Iterator[SearchPoint]:
     """Slim a trained supernet greedily and yield one configuration a target, largest target first.
 
-    From full width, each step tries groups one choice narrower, calibrates BN for each candidate, scores it and keeps the
-    best; ties go to the candidate that costs fewer multiply-adds, then to the earlier group.
+    From full width, each step tries groups one choice narrower (or as the pick rule says), calibrates BN for each candidate,
+    scores it and keeps the best; ties go to the candidate that costs fewer multiply-adds, then to the earlier group.
 
     Args:
         net: the supernet.
@@ -88,7 +88,8 @@ def greedy_search(
         budgets: counts the costs; needed for a latency target, and for memory or size in other than the usual terms.
         score: "error" (the paper) or "loss".
         pick: "drop" (the paper: the best score), "drop-per-saving" (the least increase for what it saves) or "equal-saving" (the
-            best score among candidates that are narrowed until each saves a fiftieth of the full network's cost).
+            best score among candidates that are narrowed until each saves a fiftieth of the full network's cost; what is found lies
+            up to that much below its target).
         effort: "exact" decides every step among all candidates, on all images; "fast" among those that an earlier step does
             not speak against, on as many images as it takes to tell them apart, see `autoslim.search.contest.Race`.
         evaluator: anything with `score(config) -> Score`, in place of `images` and `calibration`; one that also has
@@ -185,7 +186,7 @@ def _narrowed(net, budgets, widths, costs, target: Target, part: float) -> dict[
 
     Groups that cannot save so much are left out, unless none can.
     """
-    least = {kind: min(part * budgets.full[kind], costs[kind] - target.amounts[kind]) for kind in target.unmet(costs)}
+    least = {kind: min(part, 0.5 / len(widths)) * budgets.full[kind] for kind in target.unmet(costs)}
 
     def saves_enough(candidate: dict[str, int]) -> bool:
         after = budgets.costs(candidate)

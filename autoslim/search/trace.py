@@ -12,7 +12,7 @@ class Candidate:
 
     Attributes:
         step: steps below full width; 0 is the full network.
-        group: the group that is one choice narrower than the step before; empty at step 0.
+        group: the group that is narrower than the step before; empty at step 0.
         width: its channels.
         macs: multiply-adds of the candidate.
         error, loss: the supernet's estimate on the search images.
