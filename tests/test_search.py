@@ -11,7 +11,9 @@ from torch import nn
 from tricky import randomized
 
 import autoslim
+from autoslim import spaces
 from autoslim.commands import AboveBars
+from autoslim.commands.search import search as search_command
 from autoslim.cost.budgets import Budgets, Target
 from autoslim.search.greedy import PICK_RULES, _narrowed
 from autoslim.search.progress import Progress
@@ -352,3 +354,9 @@ def test_the_time_left_is_reckoned_from_where_a_search_went_on(monkeypatch):
         now[0] = 6.0
         shown.update({"macs": 70.0}, "one step")
     assert told == ["recorded", "one step, 50 in 00:24"]
+
+
+def test_pick_rules_have_the_same_names_everywhere():
+    (option,) = [each for each in search_command.params if each.name == "pick"]
+    assert list(option.type.choices) == list(PICK_RULES)
+    assert all(spaces._TABLES["search"]["pick"].fits(name) for name in PICK_RULES)

@@ -144,6 +144,6 @@ def given(*names: str) -> list[str]:
 
 
 def check_threads(device: str) -> None:
-    """Refuse --threads where latency is measured on a GPU: it would have no effect."""
+    """Raise click.UsageError for --threads where latency is measured on a GPU: it would have no effect."""
     if device.startswith("cuda") and given("threads"):
         raise click.UsageError(f"--threads is for a CPU, and latency is measured on {device}; leave it out")
