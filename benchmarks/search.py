@@ -9,7 +9,6 @@ With a space, weights and images are drawn at random: that shows what is execute
 brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
 search for its first N steps only: its multiply-adds are then counted along the path of the first effort, and its time is that
 of the N steps, times what is left to execute. Images a second are those of all candidates, however few of them were run.
-Where `--pick equal-saving` narrows candidates further they are counted as if narrower by one choice.
 Several processes share the candidates of the straightforward search, and the images of the others.
 """
 
@@ -26,9 +25,11 @@ import torch
 import autoslim
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
+from autoslim.cost.budgets import Budgets
 from autoslim.factories import load_rules
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.greedy import PICK_RULES, narrowed
 from autoslim.search.ranks import Ranks
 from autoslim.search.samples import Samples
 from autoslim.slimmable import family
@@ -77,12 +78,12 @@ def main():
         say(f"{name}: {len(paths[name]) - 1} steps in {seconds:.0f} s", file=sys.stderr)
         along = along or trace
     count = args.straightforward
-    whole = options if count is None else {**options, "steps": count}
+    first = options if count is None else {**options, "steps": count}
     images = Samples(images, next(net.parameters()).device).cut(max(evaluator.sizes))  # for large ones a CPU takes twice as long
-    trace, _, seconds = descend(net, SupernetEvaluator(net, images, calibration), "exact", whole)
-    part, total = executed(net, trace, seen), executed(net, along, seen)
+    trace, _, seconds = descend(net, SupernetEvaluator(net, images, calibration), "exact", first)
+    (part, _), (total, whole) = executed(net, trace, args.pick, seen), executed(net, along, args.pick, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
-    rows["straightforward"] = (seconds * total / part, total, evaluations(net, along), [])
+    rows["straightforward"] = (seconds * total / part, total, whole, [])
 
     base = rows["straightforward"]
     say("steps:", ", ".join(f"{name} {len(path) - 1}" for name, path in paths.items()))
@@ -130,27 +131,16 @@ def descend(net, evaluator, effort, options) -> tuple:
     return trace, points, time.perf_counter() - started
 
 
-def executed(net, trace, images: int) -> int:
-    """Return the multiply-adds of scoring every candidate of every step of a path, each run whole on all images."""
-    table = autoslim.CostTable(net)
-    return images * sum(table.cost(widths).macs for widths in candidates(net, trace))
-
-
-def evaluations(net, trace) -> int:
-    """Return how many candidates a path has."""
-    return sum(1 for _ in candidates(net, trace))
-
-
-def candidates(net, trace):
-    """Yield the full network, then every candidate of every step of a path."""
+def executed(net, trace, pick: str, images: int) -> tuple[int, int]:
+    """Return the multiply-adds of scoring every candidate of every step of a path whole, and how many candidates there are."""
+    budgets = Budgets(net, ["macs"])
     widths = net.full().widths
-    yield widths
+    macs = [budgets.costs(widths)["macs"]]
     for taken in trace.path_taken()[1:]:
-        for name, width in widths.items():
-            place = net.choices[name].index(width)
-            if place:
-                yield {**widths, name: net.choices[name][place - 1]}
+        candidates = narrowed(net, budgets, widths, budgets.costs(widths), ["macs"], PICK_RULES[pick].part)
+        macs += [budgets.costs(candidate)["macs"] for candidate in candidates.values()]
         widths = {**widths, taken.group: taken.width}
+    return images * sum(macs), len(macs)
 
 
 def drawn(args):

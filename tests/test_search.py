@@ -15,7 +15,7 @@ from autoslim import spaces
 from autoslim.commands import AboveBars
 from autoslim.commands.search import search as search_command
 from autoslim.cost.budgets import Budgets, Target
-from autoslim.search.greedy import PICK_RULES, _narrowed
+from autoslim.search.greedy import PICK_RULES, narrowed
 from autoslim.search.progress import Progress
 
 
@@ -111,24 +111,24 @@ def test_candidates_of_equal_saving_narrow_by_as_many_choices_as_it_takes():
 
 def test_where_nothing_saves_enough_groups_go_on_by_one_choice():
     net = supernet(tricky.Concat)
-    budgets, target = Budgets(net, ["macs"]), Target({"macs": 1.0}, "1")
+    budgets = Budgets(net, ["macs"])
     narrowest = [row[0] for row in net.choices.values()]
     last = {name: row[0] if i else row[1] for i, (name, row) in enumerate(net.choices.items())}
     saved = budgets.costs(last)["macs"] - budgets.costs(net.make_config(narrowest).widths)["macs"]
     assert saved < 0.5 / len(last) * budgets.full["macs"]
-    found = _narrowed(net, budgets, last, budgets.costs(last), target, 0.9)
+    found = narrowed(net, budgets, last, budgets.costs(last), ["macs"], 0.9)
     assert list(found) == list(last)[:1] and list(found.values())[0] == dict(zip(last, narrowest))
 
 
 def test_ties_go_to_the_larger_saving():
     net = supernet()
     table = autoslim.CostTable(net)
-    narrowed = [table.cost({**net.full().widths, name: net.choices[name][-2]}).macs for name in net.choices]
-    assert len(set(narrowed)) == 2
+    narrower = [table.cost({**net.full().widths, name: net.choices[name][-2]}).macs for name in net.choices]
+    assert len(set(narrower)) == 2
     trace = autoslim.SearchTrace()
     full = table.cost(net.full()).macs
     list(exact_search(net, targets={"macs": [full - 1]}, evaluator=Table(lambda w: 0.25), trace=trace))
-    assert [c.macs for c in trace.path_taken()] == [full, min(narrowed)]
+    assert [c.macs for c in trace.path_taken()] == [full, min(narrower)]
 
 
 def test_equal_savings_go_to_the_earlier_group():

@@ -168,25 +168,30 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
 def _step(net, budgets, widths, costs, current: Candidate, target: Target, score: str, pick: str) -> Step:
     """Return the choices of a step: every group narrower, where that brings the target nearer."""
     rule = PICK_RULES[pick]
-    narrowed = _narrowed(net, budgets, widths, costs, target, rule.part)
-    candidate_costs = {name: budgets.costs(candidate) for name, candidate in narrowed.items()}
+    narrower = narrowed(net, budgets, widths, costs, target.unmet(costs), rule.part)
+    candidate_costs = {name: budgets.costs(candidate) for name, candidate in narrower.items()}
     gains = target.gains(costs, candidate_costs)
     return Step(
         base=_config(net, widths),
         base_score=Score(current.error, current.loss, current.images),
-        candidates={name: _config(net, narrowed[name]) for name in gains},
+        candidates={name: _config(net, narrower[name]) for name in gains},
         savings={name: rule.weigh(gain) for name, gain in gains.items()},
         macs={name: candidate_costs[name]["macs"] for name in gains},
         score=score,
     )
 
 
-def _narrowed(net, budgets, widths, costs, target: Target, part: float) -> dict[str, dict[str, int]]:
+def narrowed(net: Supernet, budgets: Budgets, widths, costs, kinds: Iterable[str], part: float) -> dict[str, dict[str, int]]:
     """Return the widths with every group narrower by one choice, or by as few as save a part of the full network's cost.
 
     Groups that cannot save so much are left out, unless none can.
+
+    Args:
+        widths, costs: of the configuration that is narrowed.
+        kinds: of cost, one of which is to be saved.
+        part: see `PickRule`.
     """
-    least = {kind: min(part, 0.5 / len(widths)) * budgets.full[kind] for kind in target.unmet(costs)}
+    least = {kind: min(part, 0.5 / len(widths)) * budgets.full[kind] for kind in kinds}
 
     def saves_enough(candidate: dict[str, int]) -> bool:
         after = budgets.costs(candidate)
