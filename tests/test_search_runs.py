@@ -227,6 +227,20 @@ def test_a_trace_is_not_gone_on_with_for_budgets_that_decide_otherwise(supernet,
     assert trace.startswith(before["trace.csv"]) and len(trace) > len(before["trace.csv"])
 
 
+def test_a_latency_target_into_the_folder_of_another_search_is_refused_before_anything_is_measured(
+    supernet, tmp_path, monkeypatch, capsys
+):
+    measured = []
+    monkeypatch.setattr("autoslim.commands.budgets.open_table", lambda *args, **_: measured.append(args))
+    for order in ("greedy", "uniform"):
+        base = ("search", supernet, "--device", "cpu", "--out", tmp_path / order, "--flops-target", "70%")
+        assert run(*base, "--order", order) == 0
+        before = contents(tmp_path / order)
+        told = refused(capsys, *base, "--latency-target", "70%")
+        assert "holds another run (search." in told and "pass another --out" in told
+        assert contents(tmp_path / order) == before and not measured
+
+
 def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):
     budgets = (
         "--params-target",

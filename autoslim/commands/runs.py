@@ -148,24 +148,39 @@ def write_run(folder: Path, kind: str, noted: dict | None = None, **settings) ->
         RunError: the folder holds another run.
     """
     path = folder / "config.json"
-    document = {"format": FORMAT, "kind": kind, **settings, **(noted or {}), "versions": versions()}
     if path.exists():
-        before = read_json(path, RunError)
-        wanted = {key: document[key] for key in ("format", "kind", *settings)}
-        changed = _differences(before if isinstance(before, dict) else {}, wanted)
-        if changed:
-            raise RunError(f"{folder} holds another run ({'; '.join(changed[:5])}); pass another --out or remove it")
+        check_run(folder, kind, partly=False, **settings)
         return
-    write_json(path, document)
+    write_json(path, {"format": FORMAT, "kind": kind, **settings, **(noted or {}), "versions": versions()})
 
 
-def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+def check_run(folder: Path, kind: str, *, partly: bool = True, **settings) -> None:
+    """Check that a folder holds no other run.
+
+    Args:
+        partly: tables among the settings state only a part of their keys.
+
+    Raises:
+        RunError: it does.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    before = read_json(path, RunError)
+    wanted = {"format": FORMAT, "kind": kind, **settings}
+    changed = _differences(before if isinstance(before, dict) else {}, wanted, partly)
+    if changed:
+        raise RunError(f"{folder} holds another run ({'; '.join(changed[:5])}); pass another --out or remove it")
+
+
+def _differences(before: dict, now: dict, partly: bool, prefix: str = "") -> list[str]:
     found = []
     for key, value in now.items():
         old = before.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             # A key that only the old table has counts, too.
-            found += _differences(old, {**dict.fromkeys(old), **value}, f"{prefix}{key}.")
+            value = value if partly else {**dict.fromkeys(old), **value}
+            found += _differences(old, value, partly, f"{prefix}{key}.")
         elif old != value:
             found.append(f"{prefix}{key} was {_short(old)}, now {_short(value)}")
     return found

@@ -174,6 +174,7 @@ def search_run(
 
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
+    from autoslim.cost.amounts import KINDS
     from autoslim.files import digest, probe_writable
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE
@@ -190,16 +191,12 @@ def search_run(
     out = out or run / ("search" if order == "greedy" else f"search-{order}")
     budget = _memory_budget(memory_budget, out) or ranks.memory_budget(place)
     images = runs.held_out_images(run, settings, space.input_shape, place)
-    budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
-    wanted = budgets.check(targets)
-    rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}}
-    rules["order"] = order
+    rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}, "order": order}
     if order == "greedy":
-        rules |= {"effort": effort, "precision": precision}
+        rules |= {"effort": effort, "precision": precision, "budgets": {"kinds": [kind for kind in KINDS if kind in targets]}}
         if effort == "fast":
             # Where a batch does not fit, a fast search calibrates on smaller ones, and may decide otherwise.
             rules |= {"memory_budget": budget, "race": RACE, "refresh": REFRESH, "at_once": AT_ONCE[rules["score"]]}
-        rules["budgets"] = budgets.decide_by(wanted)
     elif order != "uniform":
         rules["evaluations"] = evaluations
     provenance = {
@@ -209,6 +206,11 @@ def search_run(
         "search": rules,
         "images": len(images.search),
     }
+    runs.check_run(out, "search", **provenance)  # before latencies are measured for an hour
+    budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
+    wanted = budgets.check(targets)
+    if order == "greedy":
+        rules["budgets"] = budgets.decide_by(wanted)
     evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
     points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, settings["seed"])
     if ranks.rank == 0:
