@@ -134,11 +134,12 @@ def test_the_verbs_measure_where_they_are_asked_to(device, tmp_path, capsys):
         ([("a", 1, 80), ("a", 1, 80), ("a", 2, 80)], 20),
     ],
 )
-def test_processes_share_half_of_the_memory_of_a_gpu(monkeypatch, cards, expected):
+def test_processes_share_half_of_the_free_memory_of_a_gpu(monkeypatch, cards, expected):
     node, uuid, memory = cards[0]
-    properties = SimpleNamespace(uuid=uuid, total_memory=memory * 10**9)
+    properties = SimpleNamespace(uuid=uuid, total_memory=100 * 10**9)
     monkeypatch.setattr("platform.node", lambda: node)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory * 10**9, properties.total_memory))
 
     def share(ranks, own):
         return own | {i: ((node, str(uuid)), memory * 10**9) for i, (node, uuid, memory) in enumerate(cards) if i}
@@ -168,4 +169,7 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch, name, gpus,
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert Ranks().device(name) == expected
+    assert current == ([expected] if gpus and name in ("auto", "cuda") else [])

@@ -7,12 +7,14 @@ import tricky_layers
 import tricky_more
 from all_cases import ALL_CASES
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models import mobilenet_v2
 from tricky import randomized
 
 import autoslim
 from autoslim.channels.trace import as_inputs
+from autoslim.cost.budgets import Budgets
 from autoslim.cost.memory import PeakMemory, peak_memory_bytes
 
 
@@ -139,6 +141,20 @@ def test_code_that_asks_for_values_runs_on_the_example():
     memory, config = PeakMemory(net, inputs), net.narrowest()
     scalar = 8  # what `item` reads
     assert 0 <= allocated(autoslim.materialize(net, config), inputs) - memory.bytes(config) <= scalar
+
+
+class AsksForData(tricky.Plain):
+    def forward(self, x):
+        if isinstance(x, FakeTensor):
+            raise RuntimeError("there is no data")
+        return super().forward(x)
+
+
+def test_what_needs_data_runs_where_the_network_lies():
+    net = autoslim.Supernet(AsksForData(), torch.zeros(1, 3, 8, 8), divisor=4)
+    here = Budgets(net, ["memory"]).full["memory"]
+    net.to("meta")  # in place of a GPU; its kernels take a little more
+    assert Budgets(net, ["memory"]).full["memory"] == pytest.approx(here, rel=0.01)
 
 
 def test_network_is_left_as_it_is():

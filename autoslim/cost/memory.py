@@ -231,7 +231,8 @@ class _Passes:
         except Exception:
             self._mode = contextlib.nullcontext()
             self._network = network
-            self._inputs = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, as_inputs(example))
+            there = next((p.device for p in network.parameters()), None)
+            self._inputs = tree_map(lambda t: t.to(there, copy=True) if isinstance(t, torch.Tensor) else t, as_inputs(example))
             try:
                 self.first = self.run(widths)
             except Exception as error:

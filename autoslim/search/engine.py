@@ -7,14 +7,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
 from autoslim.cost.amounts import KINDS
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
-from autoslim.search.evaluate import Score, SupernetEvaluator
+from autoslim.search.evaluate import Score, SupernetEvaluator, scored_alone
 from autoslim.search.keep import Keeping, kept_of
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.places import alike, equal, same_anywhere
@@ -72,18 +71,20 @@ class PartialEvaluator(SupernetEvaluator):
             raise NotPartial("its label maps are of several sizes")
         self.ranks = Ranks()
         budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else memory_budget
-        self._partial = PartialNet(net, self._images.cut(2)[0][0], rules)
+        # In 16 bits, and on GPUs, the order in which kernels add up depends on the channels that they make, and on the batch.
+        leading = precision == "fp32" and _on_cpu(net)
+        self._partial = PartialNet(net, self._images.cut(2)[0][0], rules, leading=leading)
         self._keeping = Keeping(self._partial)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
-        alone = _scored_alone(net)
-        self._size = min(_batch_of(net), self._most)
+        alone = scored_alone(net)
+        self.batch = min(_batch_of(net), self._most)
         self._sorts = alone and len(self._images.shapes()) == 1
         if self._sorts:
             self._images = self._images.joined()
         # Whole configurations are scored on the images in the order in which they are given, joined and cut into the same batches
         # at any time: the last digits of an image's loss depend on how many others are in its batch.
-        self._given = self._images = self._images.cut(self._size) if alone else self._images
+        self._given = self._images = self._images.cut(self.batch) if alone else self._images
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given, where they are sorted
         largest = max(*self._given.sizes, *self._calibration.sizes)
         self._room = budget - min(budget / 2, 2 * largest * self._partial.bytes)
@@ -166,7 +167,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._images = self._given
         if self._sorts and effort != "exact":  # samples are drawn
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-            self._images = self._given.arranged(order.split(self._size))
+            self._images = self._given.arranged(order.split(self.batch))
         size = max(CALIBRATION_BATCH, min(_batch_of(self.net), self._most))
         fast = self._calibration.cut(size, most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
@@ -178,11 +179,11 @@ class PartialEvaluator(SupernetEvaluator):
             log.info("batches of %d images do not fit into the memory budget: every candidate is calibrated whole; from %s on "
                      "they would fit", largest, enough)  # fmt: skip
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
-        if self._sorts and effort == "exact" and self.images >= 2 * self._size:
+        if self._sorts and effort == "exact" and self.images >= 2 * self.batch:
             self._moving = self._find_moving()
         if self._moving is not None:
-            left = self.images % self._size  # comes first: it stays as it is when whole batches are sorted
-            sizes = [left] * (left > 0) + [self._size] * (self.images // self._size)
+            left = self.images % self.batch  # comes first: it stays as it is when whole batches are sorted
+            sizes = [left] * (left > 0) + [self.batch] * (self.images // self.batch)
             self._order = torch.arange(self.images).roll(left).split(sizes)
             self._images = self._given.arranged(self._order)
             self._sort_images(self.net.full(), score)
@@ -201,7 +202,7 @@ class PartialEvaluator(SupernetEvaluator):
 
         with self._at_work():
             self.base.measure.store()
-            moving = same_anywhere(self._partial, run, self.images, self._size)
+            moving = same_anywhere(self._partial, run, self.images, self.batch)
         found = self.ranks.share({self.ranks.rank: moving}).values()
         return None if None in found else frozenset.intersection(*found)
 
@@ -386,15 +387,13 @@ def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEva
         if (precision := options.get("precision", "fp32")) != "fp32":
             raise ConfigError(f"precision {precision} is for networks that run in parts; take fp32 ({error})") from error
         log.info("every candidate is run whole: %s", error)
-        return SupernetEvaluator(net, images.cut(_batch_of(net)) if _scored_alone(net) else images, calibration)
+        return SupernetEvaluator(net, images.cut(_batch_of(net)) if scored_alone(net) else images, calibration)
 
 
 def _batch_of(net: Supernet) -> int:
     """Return how many images are scored at once."""
-    return CPU_BATCH if next(net.parameters()).device.type == "cpu" else GPU_BATCH
+    return CPU_BATCH if _on_cpu(net) else GPU_BATCH
 
 
-def _scored_alone(net: Supernet) -> bool:
-    """Tell whether all batch norms have statistics, so that an image's score depends on no other image by them."""
-    with eval_mode(net):
-        return all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))
+def _on_cpu(net: Supernet) -> bool:
+    return next(net.parameters()).device.type == "cpu"

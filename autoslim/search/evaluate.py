@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs, to_device
@@ -69,6 +70,9 @@ class SupernetEvaluator:
         calibration_images: leading batches are taken until they hold this many images; about a thousand are enough
             (US-Nets, section 3.4).
 
+    Attributes:
+        batch: images that are scored at once, at most.
+
     Raises:
         DataError: there is no batch to score, or none to calibrate with.
     """
@@ -84,9 +88,16 @@ class SupernetEvaluator:
         for batches, what in ((self._images, "score"), (self._calibration, "calibrate batch norm with")):
             if not len(batches):
                 raise DataError(f"there are 0 images to {what}; pass at least one batch")
+        self.batch = max(self._images.sizes)
 
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""
         self.net.set(config)
         calibrate(self.net, self._calibration)
         return evaluate(self.net, self._images)
+
+
+def scored_alone(net: Supernet) -> bool:
+    """Tell whether all batch norms have statistics, so that an image's score depends on no other image by them."""
+    with eval_mode(net):
+        return all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))

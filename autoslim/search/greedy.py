@@ -216,6 +216,7 @@ def _check_recorded(candidates: list[Candidate], step: Step, effort: str) -> Non
     *_, picked = candidates
     legal = {name: (config.widths[name], step.macs[name]) for name, config in step.candidates.items()}
     known = all(legal.get(each.group) == (each.width, each.macs) for each in candidates)
+    known &= len({each.group for each in candidates}) == len(candidates)
     known &= effort != "exact" or len(candidates) == len(legal)  # all of them are judged
     # Who left early was judged on other images.
     values = {c.group: step.value(c.group, c.increase(step.score)) for c in candidates if known and c.images == picked.images}

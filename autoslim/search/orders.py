@@ -15,7 +15,7 @@ from autoslim.cost.budgets import Budgets
 from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError, RunError, TargetError
 from autoslim.search.evaluate import Score, SupernetEvaluator
-from autoslim.search.greedy import SearchPoint
+from autoslim.search.greedy import SCORES, SearchPoint
 from autoslim.search.rows import append_rows, read_rows, write_rows
 from autoslim.slimmable.supernet import Supernet
 
@@ -249,8 +249,8 @@ class _Search:
         self, net: Supernet, images, calibration, targets, *, score: str = "error", evaluator=None, trace=None,
         calibration_images: int = 1024, progress: bool = False,
     ):  # fmt: skip
-        if score not in ("error", "loss"):
-            raise ConfigError(f"score {score!r} is unknown; pass one of error, loss")
+        if score not in SCORES:
+            raise ConfigError(f"score {score!r} is unknown; pass one of {', '.join(SCORES)}")
         if set(targets) != {"macs"}:
             raise ConfigError(f"targets are for {', '.join(map(repr, targets)) or 'nothing'}; pass {{'macs': [...]}}")
         self._net, self._score, self._progress = net, score, progress

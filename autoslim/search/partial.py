@@ -52,6 +52,8 @@ class PartialNet:
         net: the supernet.
         example: inputs of it; two examples are enough.
         rules: the rules that its groups were found with.
+        leading: whether what a narrower layer makes may be taken from the wider one, where two examples come out the same; if
+            not, it is run again.
 
     Attributes:
         influence: what a group changes.
@@ -64,7 +66,7 @@ class PartialNet:
         NotPartial: its forward cannot be followed, writes into values that are read again, or gives another output in parts.
     """
 
-    def __init__(self, net: Supernet, example, rules: Mapping | None = None):
+    def __init__(self, net: Supernet, example, rules: Mapping | None = None, *, leading: bool = True):
         self.net = net
         try:
             traced = trace(net.source, example, {**RULES, **(rules or {})})
@@ -78,7 +80,11 @@ class PartialNet:
         self._check_writes()
         self._plans: dict[tuple, Plan] = {}
         inputs = as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
-        self._run_again_what_differs(inputs)
+        if leading:
+            self._run_again_what_differs(inputs)
+        else:
+            for group, changed in self.influence.changed.items():
+                self.influence.run_again(group, changed)
         self.read = frozenset().union(*self.influence.frontiers.values(), {self.output})
         self._sizes = self._sizes_of_values(traced.batch_size)
         self.bytes = self.bytes_of(self.read)

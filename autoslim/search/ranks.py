@@ -29,11 +29,13 @@ class Ranks:
     def device(self, name: str) -> str:
         """Return the device of this process: of several GPUs its own, unless one of them is named, as "cuda:1"."""
         if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
-            return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+            name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+            torch.cuda.set_device(name)  # what names no GPU would take memory of the first one
         return name
 
     def memory_budget(self, device: torch.device) -> float:
-        """Return the bytes that a search takes in every process by default: 4 GB, on GPUs half of the smallest share of one.
+        """Return the bytes that a search takes in every process by default: 4 GB, on GPUs half of the smallest share of what is
+        free on one.
 
         All processes ask together and get the same, as the sizes of batches follow from it.
 
@@ -42,8 +44,8 @@ class Ranks:
         """
         card, memory = None, 8e9
         if device.type == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            card, memory = (platform.node(), str(getattr(properties, "uuid", device))), properties.total_memory
+            uuid = getattr(torch.cuda.get_device_properties(device), "uuid", device)
+            card, memory = (platform.node(), str(uuid)), torch.cuda.mem_get_info(device)[0]
         of_all = self.share({self.rank: (card, memory)}).values()
         sharing = Counter(card for card, _ in of_all)
         return min(memory / 2 if card is None else memory // (2 * sharing[card]) for card, memory in of_all)
