@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -102,6 +103,37 @@ def probe_writable(folder: str | Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise RunError(f"folder {folder} cannot be written ({error.strerror}); pass another folder") from error
+
+
+@contextlib.contextmanager
+def held(folder: str | Path) -> Iterator[None]:
+    """Make a folder and keep it from other processes that would write into it, for the length of a `with` block.
+
+    It is free again however the process ends. Where the system cannot lock folders, it is not kept.
+
+    Raises:
+        RunError: another process holds it, or it cannot be made or written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    made = not os.path.exists(folder)
+    probe_writable(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise RunError(f"{folder} is written by another process; wait for its end, or pass another --out") from error
+        yield
+    finally:
+        os.close(handle)
+        if made:
+            with contextlib.suppress(OSError):  # if nothing came to be in it
+                os.rmdir(folder)
 
 
 def digest(path: str | Path) -> str:

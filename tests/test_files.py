@@ -1,12 +1,14 @@
 """Files are written whole or not at all."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from autoslim.errors import RunError
-from autoslim.files import atomic_write
+from autoslim.files import atomic_write, held
 
 
 def names(folder):
@@ -43,3 +45,26 @@ def test_leftovers_of_killed_writers_are_removed_after_a_day(tmp_path):
     with atomic_write(tmp_path / "a.json") as file:
         file.write("")
     assert names(tmp_path) == sorted([mine[1], *others, "a.json"])
+
+
+def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path):
+    folder = tmp_path / "run"
+    code = f"from autoslim.files import held\nwith held({str(folder)!r}):\n    print('held', flush=True)\n    input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"{folder} is written by another process; wait for its end"), held(folder):
+        pass
+    other.kill()
+    other.communicate()
+    with held(folder):
+        (folder / "a.json").write_text("")
+    assert names(folder) == ["a.json"]
+
+
+def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path):
+    with pytest.raises(ZeroDivisionError), held(tmp_path / "new"):
+        raise ZeroDivisionError
+    (tmp_path / "empty").mkdir()
+    with held(tmp_path / "empty"):
+        pass
+    assert names(tmp_path) == ["empty"]

@@ -478,6 +478,16 @@ def test_the_verb_measures_checks_and_goes_on(tmp_path, capsys, faked):
     assert f"torch 0.1, not {torch.__version__}" in told
 
 
+def test_a_network_without_other_configurations_is_not_compared(tmp_path, capsys, monkeypatch, faked):
+    assert open_table(supernet(divisor=32), EXAMPLE, measure=Fake()).check(5) is None
+    monkeypatch.setattr(latency_table, "_draw", lambda *args: [])
+    faked(Fake())
+    args = ("latency-table", "digits_cnn", "--device", "cpu", "--out", tmp_path / "t.json", "--points", 2)
+    assert run(*args) == 0
+    assert "no other configurations to compare predictions with" in capsys.readouterr().out
+    assert printed(capsys, *args)["check"] is None
+
+
 def test_the_verb_says_that_width_does_not_help(tmp_path, capsys, faked):
     faked(Fake(scale=0.0, constant=1.0))
     args = ("latency-table", "digits_cnn", "--device", "cpu", "--out", tmp_path / "t.json", "--check", 0, "--points", 2)
@@ -525,6 +535,12 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
     message = refused(capsys, "search", run_folder, "--latency-target", "1us", "--latency-table", path, "--out", tmp_path / "no")
     assert "latency target 1us is below the narrowest" in message and not (tmp_path / "no").exists()
     faked(fake := Fake(scale=2.0, constant=1.0))
+    path.write_text(path.read_text().replace("[2.", "[1."))  # as measured at another time
+    told = refused(capsys, "search", run_folder, *wanted, "--latency-target", "30%", "--out", tmp_path / "out")
+    assert "holds another run (search.budgets" in told
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda:9"'))
+    told = refused(capsys, "search", run_folder, *wanted, "--out", tmp_path / "out")
+    assert f"{path} was measured on 'cuda:9', which is not available here; pass a table of this machine" in told
     for far in ("1us", "0.1%"):  # no table is measured for it
         told = refused(capsys, "search", run_folder, "--latency-target", far, "--batch", 2, "--out", tmp_path / "no")
         assert "is below the narrowest configuration" in told and fake.networks and not fake.parts

@@ -20,6 +20,7 @@ import autoslim
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
 from autoslim.cost.memory import peak_memory_bytes
+from autoslim.files import held
 from autoslim.search.greedy import PICK_RULES
 from cli import refused, run
 
@@ -239,6 +240,57 @@ def test_a_latency_target_into_the_folder_of_another_search_is_refused_before_an
         told = refused(capsys, *base, "--latency-target", "70%")
         assert "holds another run (search." in told and "pass another --out" in told
         assert contents(tmp_path / order) == before and not measured
+
+
+def test_two_searches_do_not_write_into_one_folder(supernet, tmp_path, capsys):
+    base = ("search", supernet, "--device", "cpu", "--flops-target", "70%", "--out", tmp_path)
+    with held(tmp_path):
+        assert f"{tmp_path} is written by another process" in refused(capsys, *base)
+        assert "is written by another process" in refused(capsys, *base, "--order", "uniform")
+    assert run(*base) == 0
+    trace = tmp_path / "trace.csv"
+    lines = trace.read_text().splitlines(keepends=True)
+    trace.write_text("".join([*lines[:2], *lines[2:4], *lines[2:]]))  # as two that write in turn
+    assert "was written by another search" in refused(capsys, *base, "--flops-target", "60%")
+
+
+def test_a_training_does_not_write_into_the_folder_of_one_that_runs(tmp_path, capsys):
+    with held(tmp_path):
+        told = refused(capsys, "train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", tmp_path, "--device", "cpu")
+    assert f"{tmp_path} is written by another process" in told and not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_fast_search_goes_on_with_another_memory_budget_that_decides_nothing(supernet, tmp_path, capsys):
+    base = ("search", supernet, "--device", "cpu", "--flops-target", "60%", "--out")
+    assert run(*base, tmp_path / "a", "--memory-budget", "2GB") == 0
+    assert run(*base, tmp_path / "b", "--memory-budget", "1GB") == 0
+    first, other = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert first.pop("config.json") != other.pop("config.json") and first == other
+    assert run(*base, tmp_path / "a", "--memory-budget", "1GB", "--flops-target", "50%") == 0
+    told = refused(capsys, *base, tmp_path / "a", "--memory-budget", "300kB")  # batches are smaller
+    assert "holds another run (search.batch was 64, now" in told
+
+
+def test_another_order_goes_on_with_more_evaluations_and_is_drawn(supernet, tmp_path, capsys):
+    base = ("search", supernet, "--device", "cpu", "--order", "random", "--flops-target", "60%", "--out")
+    assert run(*base, tmp_path / "both", "--evaluations", 4) == 0
+    few = (tmp_path / "both" / "trace.csv").read_text().splitlines()
+    assert run(*base, tmp_path / "both", "--evaluations", 8) == 0
+    assert run(*base, tmp_path / "once", "--evaluations", 8, "--memory-budget", "1GB") == 0
+    both, once = contents(tmp_path / "both"), contents(tmp_path / "once")
+    assert both.pop("config.json") != once.pop("config.json") and both == once
+    assert len(few) == 5 and len(both["trace.csv"].splitlines()) == 9
+    for what in ("spectrum", "channels"):
+        assert run("plot", tmp_path / "both", "--out", tmp_path / f"{what}.png", "--what", what) == 0
+    told = refused(capsys, "plot", tmp_path / "both", "--out", tmp_path / "path.png", "--what", "path")
+    assert "was searched by --order random, which walks no path" in told
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_measured(supernet, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("autoslim.commands.budgets.open_table", lambda *args, **_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    told = refused(capsys, "search", supernet, "--latency-target", "70%", "--out", tmp_path / "file" / "out")
+    assert f"folder {tmp_path / 'file'} cannot be written" in told
 
 
 def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):

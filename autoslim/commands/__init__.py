@@ -81,7 +81,8 @@ def main(args: list[str] | None = None) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        _stop("the GPU is out of memory; lower --batch-size, --batch or --memory-budget, or pass --device cpu", 1)
+        _stop("the GPU is out of memory; lower what this verb has of --batch-size, --batch and --memory-budget, or pass "
+              "--device cpu", 1)  # fmt: skip
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -12,6 +12,7 @@ from autoslim.cost.amounts import KINDS
 from autoslim.cost.budgets import Budgets, Target, check_budgets
 from autoslim.cost.latency import Latency, Remeasured, Setup, remeasure, width_message
 from autoslim.cost.latency_table import LatencyTable, open_table, read_setup
+from autoslim.errors import RunError
 from autoslim.factories import load_rules
 from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
@@ -31,7 +32,8 @@ class RunBudgets(Budgets):
         self.terms: dict = {"size_precision": precision} if "size" in kinds else {}
         self.terms |= {"batch": batch} if {"memory", "latency"} & set(kinds) else {}
         if table:
-            self.terms |= {"device": table.setup.device_name, "threads": table.setup.threads, "backend": table.setup.backend}
+            setup = table.setup
+            self.terms |= {"device": setup.device_name, "threads": setup.threads, "backend": setup.backend, "table": table.digest}
 
     def decide_by(self, targets: list[Target]) -> dict:
         """Return what the decisions of a descent depend on: the kinds and their terms, and of several kinds the amounts."""
@@ -64,7 +66,12 @@ def open_budgets(
     if "latency" in targets:
         if latency_table:
             setup = read_setup(latency_table)
-            choose_device(setup.device)
+            try:
+                choose_device(setup.device)
+            except RunError as error:
+                raise RunError(
+                    f"{latency_table} was measured on {setup.device!r}, which is not available here; pass a table of this machine"
+                ) from error
             batch = setup.batch
         else:
             setup = Setup(device=str(choose_device(latency_device)), batch=batch, threads=threads)

@@ -93,6 +93,9 @@ def _show(found: dict, setup) -> None:
     if "check" not in found:
         return
     check = found["check"]
+    if check is None:
+        click.echo("the network has no other configurations to compare predictions with")
+        return
     rows = [("predicted_ms", "measured_ms", "10 % to 90 %", "error", "sum of the layers")]
     for row in sorted(check["rows"], key=lambda row: row["measured_ms"]):
         error = row["predicted_ms"] / row["measured_ms"] - 1

@@ -150,6 +150,9 @@ def _path(search: Path, out: Path) -> None:
     if not found:
         raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
     groups = {name: full for name, (_, full) in found[0].channels.items()}
+    order = found[0].provenance["search"].get("order", "greedy")
+    if order != "greedy":
+        raise RunError(f"{search} was searched by --order {order}, which walks no path; draw that of a greedy search")
     taken = SearchTrace(search / "trace.csv").path_taken()
     widths, steps = dict(groups), []
     for candidate in taken:

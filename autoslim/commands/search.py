@@ -44,7 +44,7 @@ def _check_terms(targets: Mapping, latency_table: Path | None, latency_device: s
 
 def _check_order(order: str, targets: Mapping) -> None:
     """Refuse options that an order of search does not take."""
-    greedy = ["effort", "precision", "pick", "swaps", "memory_budget"]
+    greedy = ["effort", "precision", "pick", "swaps"]
     refused = {"greedy": ["evaluations"], "uniform": [*greedy, "evaluations"]}.get(order, greedy)
     if given := options.given(*refused):
         raise click.UsageError(f"--order {order} does not take {given[0]}")
@@ -64,7 +64,7 @@ def _check_order(order: str, targets: Mapping) -> None:
     help="What a parameter is stored in, for --size-target.",
 )  # fmt: skip
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images, for memory and latency.")
-@click.option("--latency-device", default="cpu", show_default=True, help="Where latency is measured: cpu or cuda.")
+@click.option("--latency-device", default="cpu", show_default=True, help="Where latency is measured: cpu, cuda or cuda:N.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads, for latency on a CPU.")
 @click.option(
     "--latency-table", type=click.Path(path_type=Path), metavar="FILE",
@@ -100,8 +100,8 @@ def _check_order(order: str, targets: Mapping) -> None:
 @click.option(
     "--memory-budget", metavar="BYTES",
     help="Memory of each process for what candidates share and what is kept from step to step; with less, more is computed "
-    "again. The images come on top, a byte for every channel of every pixel.  [default: 4GB; half of a GPU's, shared by the "
-    "processes on it]",
+    "again. The images come on top, a byte for every channel of every pixel.  [default: 4GB; half of what is free on "
+    "a GPU, shared by the processes on it]",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
@@ -175,7 +175,7 @@ def search_run(
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
     from autoslim.cost.amounts import KINDS
-    from autoslim.files import digest, probe_writable
+    from autoslim.files import digest, held, probe_writable
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE
     from autoslim.search.lazy import AT_ONCE, REFRESH
@@ -195,10 +195,7 @@ def search_run(
     if order == "greedy":
         rules |= {"effort": effort, "precision": precision, "budgets": {"kinds": [kind for kind in KINDS if kind in targets]}}
         if effort == "fast":
-            # Where a batch does not fit, a fast search calibrates on smaller ones, and may decide otherwise.
-            rules |= {"memory_budget": budget, "race": RACE, "refresh": REFRESH, "at_once": AT_ONCE[rules["score"]]}
-    elif order != "uniform":
-        rules["evaluations"] = evaluations
+            rules |= {"race": RACE, "refresh": REFRESH, "at_once": AT_ONCE[rules["score"]]}
     provenance = {
         "data": settings["data"],
         "seed": settings["seed"],
@@ -206,56 +203,62 @@ def search_run(
         "search": rules,
         "images": len(images.search),
     }
-    runs.check_run(out, "search", **provenance)  # before latencies are measured for an hour
+    # Before latencies are measured for an hour.
+    runs.check_run(out, "search", **provenance)
+    probe_writable(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
     budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
     wanted = budgets.check(targets)
+    evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
     if order == "greedy":
         rules["budgets"] = budgets.decide_by(wanted)
-    evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
-    points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, settings["seed"])
-    if ranks.rank == 0:
-        probe_writable(out)
-        runs.write_run(out, "search", {"memory_budget": budget}, **provenance)
-    provenance |= {"versions": runs.versions(), "retrain": space.retrain}
-    if space.width_argument and space.full_width >= 1:
-        provenance["default_channels"] = family.width_config(space, net, 1.0).widths
-
-    def finish(config: ChannelConfig, estimate: dict, target, **extra) -> ChannelConfig:
-        costs = budgets.costs(config)
-        extra |= {"swaps": swaps} if swaps else {}
-        extra |= {"target": target.to_json(), "costs": costs, "terms": budgets.terms}
-        config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
-        return replace(config, provenance={**provenance, **extra})
-
-    found, notes, reached, uniforms = [], [], [], uniform_family(space, net)
-    for point in points:
-        if swaps:
-            again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
-            point = swap(net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv", writes=ranks.rank == 0), **again)
-        pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
-        reached.append((point.cost.macs, point.score))
-        if order == "greedy":
-            equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
-            estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
-            pair.append(("uniform-", finish(equal, estimate, point.target, kind="uniform")))
-        if swaps and "swaps" not in point.config.estimate:
-            notes.append(f"{point.target.label}: no swap helped")
-        for prefix, each in pair:
-            path = out / f"{prefix}{point.target.label}.json"
-            ranks.wait()  # nothing else runs while a network is timed
-            if ranks.rank == 0:
-                before = _measured_before(path, each)
-                remeasured = before or budgets.remeasure(each, point.target)
-                if remeasured is not None:
-                    each = replace(each, provenance={**each.provenance, "latency": remeasured.to_json()})
-                    notes.append(_remeasured(path, prefix, remeasured) + (", as measured before" if before else ""))
-                each.save(path)
-            ranks.wait()
-            found.append((path, each))
-    if order == "greedy":
-        uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
+        if effort == "fast":
+            # Where batches do not fit into the memory budget, it samples and calibrates on smaller ones, and may decide otherwise.
+            rules["batch"] = evaluator.batch
+    with held(out) if ranks.rank == 0 else contextlib.nullcontext():
+        draws = {} if order in ("greedy", "uniform") else {"evaluations": evaluations, "seed": settings["seed"]}
+        points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, draws)
         if ranks.rank == 0:
-            write_spectrum(out / "spectrum.csv", uniform, _path(trace, reached, effort == "exact" and precision == "fp32"))
+            runs.write_run(out, "search", {"memory_budget": budget}, **provenance)
+        provenance |= {"versions": runs.versions(), "retrain": space.retrain, **draws}
+        if space.width_argument and space.full_width >= 1:
+            provenance["default_channels"] = family.width_config(space, net, 1.0).widths
+
+        def finish(config: ChannelConfig, estimate: dict, target, **extra) -> ChannelConfig:
+            costs = budgets.costs(config)
+            extra |= {"swaps": swaps} if swaps else {}
+            extra |= {"target": target.to_json(), "costs": costs, "terms": budgets.terms}
+            config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
+            return replace(config, provenance={**provenance, **extra})
+
+        found, notes, reached, uniforms = [], [], [], uniform_family(space, net)
+        for point in points:
+            if swaps:
+                again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
+                point = swap(
+                    net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv", writes=ranks.rank == 0), **again
+                )
+            pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
+            reached.append((point.cost.macs, point.score))
+            if order == "greedy":
+                equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
+                estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
+                pair.append(("uniform-", finish(equal, estimate, point.target, kind="uniform")))
+            if swaps and "swaps" not in point.config.estimate:
+                notes.append(f"{point.target.label}: no swap helped")
+            for prefix, each in pair:
+                path = out / f"{prefix}{point.target.label}.json"
+                ranks.wait()  # nothing else runs while a network is timed
+                if ranks.rank == 0:
+                    each, note = _save(each, path, budgets, point.target, prefix)
+                    notes += note
+                ranks.wait()
+                found.append((path, each))
+        uniform, path = [], []
+        if order == "greedy":
+            uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
+            path = _path(trace, reached, effort == "exact" and precision == "fp32")
+        if ranks.rank == 0:
+            write_spectrum(out / "spectrum.csv", uniform, path)
     return (found, notes) if ranks.rank == 0 else (None, [])
 
 
@@ -273,14 +276,14 @@ def _memory_budget(given: str | None, out: Path) -> float | None:
     return budget if isinstance(budget, (int, float)) and budget > 0 else None
 
 
-def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path, ranks, seed: int) -> tuple:
+def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path, ranks, draws: dict) -> tuple:
     """Return what yields the found configurations, and its trace."""
     from autoslim.search import orders
     from autoslim.search.greedy import greedy_search
     from autoslim.search.trace import SearchTrace
 
     first = ranks.rank == 0
-    common = {"score": rules["score"], "evaluator": evaluator, "progress": first}
+    common = {"score": rules["score"], "evaluator": evaluator, "progress": first, **draws}
     if order == "greedy":
         trace = SearchTrace(out / "trace.csv", writes=first)
         common |= {"budgets": budgets, "pick": rules["pick"], "effort": rules["effort"]}
@@ -290,10 +293,21 @@ def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path,
         trace = orders.OrderTrace(out / "trace.csv", writes=first)
         targets = {"macs": [target.amounts["macs"] for target in wanted]}
         search = getattr(orders, f"{order}_search")
-        if order != "uniform":
-            common |= {"evaluations": rules["evaluations"], "seed": seed}
     ranks.wait()  # all have read what the first may write anew
     return search(net, targets=targets, trace=trace, **common), trace
+
+
+def _save(config: ChannelConfig, path: Path, budgets, target, prefix: str) -> tuple[ChannelConfig, list[str]]:
+    """Write a configuration, measured again where its latency has a target; returns it, and what is to be said of it."""
+    from dataclasses import replace
+
+    notes = []
+    before = _measured_before(path, config)
+    if remeasured := before or budgets.remeasure(config, target):
+        config = replace(config, provenance={**config.provenance, "latency": remeasured.to_json()})
+        notes.append(_remeasured(path, prefix, remeasured) + (", as measured before" if before else ""))
+    config.save(path)
+    return config, notes
 
 
 def _measured_before(path: Path, config: ChannelConfig) -> Remeasured | None:

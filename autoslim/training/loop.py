@@ -1,5 +1,6 @@
 """The one training loop, and the two trainings that use it."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import to_device
 from autoslim.errors import DataError, RunError
-from autoslim.files import write_csv
+from autoslim.files import held, write_csv
 from autoslim.sandwich import Sandwich
 from autoslim.slimmable.supernet import Supernet
 from autoslim.slimmable.switchable import SwitchableNet
@@ -151,7 +152,12 @@ def _is_depthwise(conv: nn.Module) -> bool:
     return conv.groups > 1 and conv.groups == conv.in_channels
 
 
-def _fit(
+def _fit(network: nn.Module, step: Callable, batches: Iterable, recipe: Recipe, folder: str | Path | None, *how) -> list[dict]:
+    with held(folder) if folder else contextlib.nullcontext():
+        return _run_epochs(network, step, batches, recipe, folder, *how)
+
+
+def _run_epochs(
     network: nn.Module,
     step: Callable,
     batches: Iterable,
