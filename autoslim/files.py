@@ -109,31 +109,45 @@ def probe_writable(folder: str | Path) -> None:
 def held(folder: str | Path) -> Iterator[None]:
     """Make a folder and keep it from other processes that would write into it, for the length of a `with` block.
 
-    It is free again however the process ends. Where the system cannot lock folders, it is not kept.
+    What was made and is still empty at the end is taken away. A process that is killed holds nothing any more. Where the system
+    cannot lock folders, the folder is made and not kept.
 
     Raises:
         RunError: another process holds it, or it cannot be made or written.
     """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        while not _lock(folder, stack):
+            stack.close()
+        try:
+            yield
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a folder until a stack is closed; returns False if it was taken away meanwhile."""
+    probe_writable(folder)
     try:
         import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    made = not os.path.exists(folder)
-    probe_writable(folder)
-    handle = os.open(folder, os.O_RDONLY)
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # on Windows, and where folders cannot be opened
+        return True
+    stack.callback(os.close, handle)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                raise RunError(f"{folder} is written by another process; wait for its end, or pass another --out") from error
-        yield
-    finally:
-        os.close(handle)
-        if made:
-            with contextlib.suppress(OSError):  # if nothing came to be in it
-                os.rmdir(folder)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            raise RunError(f"{folder} is written by another process; wait for its end, or pass another --out") from error
+        return True
+    stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)  # processes that were forked meanwhile have the handle, too
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    return False
 
 
 def digest(path: str | Path) -> str:

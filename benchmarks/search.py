@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--score", choices=["error", "loss"], help="[that of a run's space, else loss]")
     parser.add_argument("--pick", default="drop")
-    parser.add_argument("--memory-budget", type=float, metavar="BYTES", help="[4e9; half of a GPU's]")
+    parser.add_argument("--memory-budget", type=float, metavar="BYTES", help="[4e9; half of what is free on a GPU]")
     parser.add_argument("--precision", default="fp32", help="what candidates are compared in  [%(default)s]")
     parser.add_argument("--efforts", default="exact,fast", help="to compare with the straightforward search  [%(default)s]")
     parser.add_argument("--straightforward", type=int, metavar="N", help="steps of the straightforward search  [all]")
@@ -76,6 +76,7 @@ def main():
         macs = sum(ranks.share({ranks.rank: evaluator.macs}).values())
         rows[name] = (seconds, macs, len(trace.rows), ranks.share(losses).values())
         say(f"{name}: {len(paths[name]) - 1} steps in {seconds:.0f} s", file=sys.stderr)
+        evaluator.forget()  # a GPU has no room for what two of them keep
         along = along or trace
     count = args.straightforward
     first = options if count is None else {**options, "steps": count}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,10 +62,35 @@ def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path):
     assert names(folder) == ["a.json"]
 
 
+FORKS = """
+import os, signal, sys
+from autoslim.files import held
+with held(sys.argv[1]):
+    worker = os.fork()
+    if not worker:
+        signal.pause()
+with held(sys.argv[1]):
+    os.kill(worker, signal.SIGKILL)
+"""
+
+
+def test_a_folder_is_free_again_though_a_worker_lives_on(tmp_path):
+    subprocess.run([sys.executable, "-c", FORKS, tmp_path], check=True)
+
+
 def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path):
-    with pytest.raises(ZeroDivisionError), held(tmp_path / "new"):
+    with pytest.raises(ZeroDivisionError), held(tmp_path / "new" / "er"):
         raise ZeroDivisionError
     (tmp_path / "empty").mkdir()
     with held(tmp_path / "empty"):
         pass
     assert names(tmp_path) == ["empty"]
+
+
+def test_who_is_too_late_leaves_the_folder_to_the_first(tmp_path, monkeypatch):
+    with held(tmp_path / "new"):
+        monkeypatch.setattr(Path, "exists", lambda path: path != tmp_path / "new")  # when the other one looked
+        with pytest.raises(RunError, match="is written by another process"), held(tmp_path / "new"):
+            pass
+        monkeypatch.undo()
+        assert names(tmp_path) == ["new"]

@@ -535,9 +535,13 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
     message = refused(capsys, "search", run_folder, "--latency-target", "1us", "--latency-table", path, "--out", tmp_path / "no")
     assert "latency target 1us is below the narrowest" in message and not (tmp_path / "no").exists()
     faked(fake := Fake(scale=2.0, constant=1.0))
-    path.write_text(path.read_text().replace("[2.", "[1."))  # as measured at another time
-    told = refused(capsys, "search", run_folder, *wanted, "--latency-target", "30%", "--out", tmp_path / "out")
-    assert "holds another run (search.budgets" in told
+    alone = ("search", run_folder, "--latency-table", path, "--out", tmp_path / "alone", "--latency-target", "60%")
+    assert run(*alone) == 0 and run(*alone, "--latency-target", "50%") == 0
+    document = json.loads(path.read_text())
+    for row in next(iter(document["points"].values())):
+        row[:3] = [2 * value for value in row[:3]]  # as measured at another time
+    path.write_text(json.dumps(document))
+    assert "holds another run (search.budgets.table was" in refused(capsys, *alone, "--latency-target", "40%")
     path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda:9"'))
     told = refused(capsys, "search", run_folder, *wanted, "--out", tmp_path / "out")
     assert f"{path} was measured on 'cuda:9', which is not available here; pass a table of this machine" in told

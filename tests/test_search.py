@@ -360,3 +360,24 @@ def test_pick_rules_have_the_same_names_everywhere():
     (option,) = [each for each in search_command.params if each.name == "pick"]
     assert list(option.type.choices) == list(PICK_RULES)
     assert all(spaces._TABLES["search"]["pick"].fits(name) for name in PICK_RULES)
+
+
+@pytest.mark.parametrize("effort", ["fast", "exact"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_may_be_of_any_integers(effort, dtype):
+    net = supernet()
+    torch.manual_seed(0)
+    x, labels = torch.randn(8, 3, 8, 8), torch.randint(0, 3, (8,))
+    found = [
+        [(p.config.widths, p.score) for p in autoslim.greedy_search(net, [(x, y)], [x], targets={"macs": "60%"}, effort=effort)]
+        for y in (labels, labels.to(dtype))
+    ]
+    assert found[0] == found[1]
+    assert autoslim.evaluate(net, [(x, labels)]) == autoslim.evaluate(net, [(x, labels.to(dtype))])
+
+
+def test_one_image_tells_nobody_apart_by_more_than_chance():
+    x, y, trace = torch.randn(1, 3, 8, 8), torch.tensor([0]), autoslim.SearchTrace()
+    (point,) = autoslim.greedy_search(supernet(), [(x, y)], [torch.randn(4, 3, 8, 8)], targets={"macs": "60%"}, trace=trace)
+    assert point.score.images == 1
+    assert {candidate.certainty for candidate, _ in trace.rows} <= {0.5, 1.0, None}

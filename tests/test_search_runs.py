@@ -268,7 +268,7 @@ def test_a_fast_search_goes_on_with_another_memory_budget_that_decides_nothing(s
     assert first.pop("config.json") != other.pop("config.json") and first == other
     assert run(*base, tmp_path / "a", "--memory-budget", "1GB", "--flops-target", "50%") == 0
     told = refused(capsys, *base, tmp_path / "a", "--memory-budget", "300kB")  # batches are smaller
-    assert "holds another run (search.batch was 64, now" in told
+    assert "holds another run (search.images_at_once was 64, now" in told
 
 
 def test_another_order_goes_on_with_more_evaluations_and_is_drawn(supernet, tmp_path, capsys):

@@ -156,109 +156,114 @@ def load_supernet(run: Path, device: str):
 
 
 def search_run(
-    run: Path, targets: Mapping, *, out: Path | None = None, order="greedy", evaluations=100, score=None, pick=None,
-    effort="fast", precision="fp32", swaps=0, memory_budget=None, device="auto", **terms,
+    run: Path, targets: Mapping, *, out: Path | None = None, order: str = "greedy", device: str = "auto", **how
 ) -> tuple[list | None, list[str]]:  # fmt: skip
     """Search in a run folder.
 
     Args:
         run: folder of a trained supernet.
         targets: amounts by kind, see `autoslim.cost.budgets`.
-        terms: `size_precision`, `batch`, `latency_device`, `threads` and `latency_table`, see `autoslim.commands.budgets`.
+        how: as `autoslim search` takes it.
 
     Returns:
         (path, configuration) pairs, the found ones, each followed by its uniform equal (of a greedy search), and what else is
         to be said of them; (None, []) in all processes of several but the first.
     """
+    from autoslim.files import held
+    from autoslim.search.ranks import Ranks
+
+    ranks = Ranks()
+    device = ranks.device(device)
+    supernet = load_supernet(run, device)
+    out = out or run / ("search" if order == "greedy" else f"search-{order}")
+    with held(out) if ranks.rank == 0 else contextlib.nullcontext():
+        ranks.wait()  # from here on nobody else writes
+        return _search(run, targets, out, order, supernet, ranks, device, **how)
+
+
+def _search(
+    run: Path, targets: Mapping, out: Path, order: str, supernet: tuple, ranks, device: str, *, evaluations=100, score=None,
+    pick=None, effort="fast", precision="fp32", swaps=0, memory_budget=None, **terms,
+) -> tuple[list | None, list[str]]:  # fmt: skip
     from dataclasses import replace
 
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
     from autoslim.cost.amounts import KINDS
-    from autoslim.files import digest, held, probe_writable
+    from autoslim.files import digest
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE
     from autoslim.search.lazy import AT_ONCE, REFRESH
     from autoslim.search.orders import OrderTrace
-    from autoslim.search.ranks import Ranks
     from autoslim.search.swaps import swap
     from autoslim.slimmable import family
 
-    ranks = Ranks()
-    device = ranks.device(device)
-    net, space, settings = load_supernet(run, device)
+    net, space, settings = supernet
     place = runs.choose_device(device)
-    out = out or run / ("search" if order == "greedy" else f"search-{order}")
     budget = _memory_budget(memory_budget, out) or ranks.memory_budget(place)
     images = runs.held_out_images(run, settings, space.input_shape, place)
+    about = {
+        "data": settings["data"],
+        "seed": settings["seed"],
+        "supernet": digest(run / "checkpoint.pt"),
+        "images": len(images.search),
+    }
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}, "order": order}
     if order == "greedy":
         rules |= {"effort": effort, "precision": precision, "budgets": {"kinds": [kind for kind in KINDS if kind in targets]}}
         if effort == "fast":
             rules |= {"race": RACE, "refresh": REFRESH, "at_once": AT_ONCE[rules["score"]]}
-    provenance = {
-        "data": settings["data"],
-        "seed": settings["seed"],
-        "supernet": digest(run / "checkpoint.pt"),
-        "search": rules,
-        "images": len(images.search),
-    }
-    # Before latencies are measured for an hour.
-    runs.check_run(out, "search", **provenance)
-    probe_writable(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
+    runs.check_run(out, "search", **about, search=rules)  # before latencies are measured for an hour
     budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
     wanted = budgets.check(targets)
     evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
     if order == "greedy":
         rules["budgets"] = budgets.decide_by(wanted)
         if effort == "fast":
-            # Where batches do not fit into the memory budget, it samples and calibrates on smaller ones, and may decide otherwise.
-            rules["batch"] = evaluator.batch
-    with held(out) if ranks.rank == 0 else contextlib.nullcontext():
-        draws = {} if order in ("greedy", "uniform") else {"evaluations": evaluations, "seed": settings["seed"]}
-        points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, draws)
-        if ranks.rank == 0:
-            runs.write_run(out, "search", {"memory_budget": budget}, **provenance)
-        provenance |= {"versions": runs.versions(), "retrain": space.retrain, **draws}
-        if space.width_argument and space.full_width >= 1:
-            provenance["default_channels"] = family.width_config(space, net, 1.0).widths
+            # It samples and calibrates in batches, which are smaller where they would not fit into the memory budget.
+            rules["images_at_once"] = evaluator.batch
+    draws = {} if order in ("greedy", "uniform") else {"evaluations": evaluations, "seed": settings["seed"]}
+    points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, draws)
+    if ranks.rank == 0:
+        runs.write_run(out, "search", {"memory_budget": budget}, **about, search=rules)
+    provenance = {**about, "search": rules, "versions": runs.versions(), "retrain": space.retrain, **draws}
+    if space.width_argument and space.full_width >= 1:
+        provenance["default_channels"] = family.width_config(space, net, 1.0).widths
 
-        def finish(config: ChannelConfig, estimate: dict, target, **extra) -> ChannelConfig:
-            costs = budgets.costs(config)
-            extra |= {"swaps": swaps} if swaps else {}
-            extra |= {"target": target.to_json(), "costs": costs, "terms": budgets.terms}
-            config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
-            return replace(config, provenance={**provenance, **extra})
+    def finish(config: ChannelConfig, estimate: dict, target, **extra) -> ChannelConfig:
+        costs = budgets.costs(config)
+        extra |= {"swaps": swaps} if swaps else {}
+        extra |= {"target": target.to_json(), "costs": costs, "terms": budgets.terms}
+        config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
+        return replace(config, provenance={**provenance, **extra})
 
-        found, notes, reached, uniforms = [], [], [], uniform_family(space, net)
-        for point in points:
-            if swaps:
-                again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
-                point = swap(
-                    net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv", writes=ranks.rank == 0), **again
-                )
-            pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
-            reached.append((point.cost.macs, point.score))
-            if order == "greedy":
-                equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
-                estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
-                pair.append(("uniform-", finish(equal, estimate, point.target, kind="uniform")))
-            if swaps and "swaps" not in point.config.estimate:
-                notes.append(f"{point.target.label}: no swap helped")
-            for prefix, each in pair:
-                path = out / f"{prefix}{point.target.label}.json"
-                ranks.wait()  # nothing else runs while a network is timed
-                if ranks.rank == 0:
-                    each, note = _save(each, path, budgets, point.target, prefix)
-                    notes += note
-                ranks.wait()
-                found.append((path, each))
-        uniform, path = [], []
+    found, notes, reached, uniforms = [], [], [], uniform_family(space, net)
+    for point in points:
+        if swaps:
+            again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
+            point = swap(net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv", writes=ranks.rank == 0), **again)
+        pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
+        reached.append((point.cost.macs, point.score))
         if order == "greedy":
-            uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
-            path = _path(trace, reached, effort == "exact" and precision == "fp32")
-        if ranks.rank == 0:
-            write_spectrum(out / "spectrum.csv", uniform, path)
+            equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
+            estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
+            pair.append(("uniform-", finish(equal, estimate, point.target, kind="uniform")))
+        if swaps and "swaps" not in point.config.estimate:
+            notes.append(f"{point.target.label}: no swap helped")
+        for prefix, each in pair:
+            path = out / f"{prefix}{point.target.label}.json"
+            ranks.wait()  # nothing else runs while a network is timed
+            if ranks.rank == 0:
+                each, note = _save(each, path, budgets, point.target, prefix)
+                notes += note
+            ranks.wait()
+            found.append((path, each))
+    uniform, walked = [], []
+    if order == "greedy":
+        uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
+        walked = _path(trace, reached, effort == "exact" and precision == "fp32")
+    if ranks.rank == 0:
+        write_spectrum(out / "spectrum.csv", uniform, walked)
     return (found, notes) if ranks.rank == 0 else (None, [])
 
 

@@ -247,7 +247,9 @@ class Race(_PartsContest):
         """Return by how many standard errors a candidate is worse than the best."""
         savings = self._step.savings
         worse = self._costs(name, batches) / savings[name] - self._costs(best, batches) / savings[best]
-        mean, error = worse.mean().item(), worse.std().item() / len(worse) ** 0.5 if len(worse) > 1 else 0.0
+        if len(worse) < 2:
+            return 0.0
+        mean, error = worse.mean().item(), worse.std().item() / len(worse) ** 0.5
         behind = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
         return 0.0 if behind != behind else behind
 

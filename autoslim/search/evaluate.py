@@ -49,7 +49,7 @@ def evaluate(network: nn.Module, batches: Iterable) -> Score:
     loss = 0.0
     with eval_mode(network):
         for x, target in batches:
-            x, target = to_device(x, device), target.to(device)
+            x, target = to_device(x, device), target.to(device, torch.long)
             logits = logits_of(network(*as_inputs(x)))
             wrong += (logits.argmax(dim=1) != target).sum().item()
             loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
@@ -71,7 +71,7 @@ class SupernetEvaluator:
             (US-Nets, section 3.4).
 
     Attributes:
-        batch: images that are scored at once, at most.
+        batch: images that are scored at once; where the score of one depends on others, as many as are given together.
 
     Raises:
         DataError: there is no batch to score, or none to calibrate with.

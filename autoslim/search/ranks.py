@@ -27,7 +27,7 @@ class Ranks:
             dist.init_process_group("gloo", timeout=timedelta(days=7))
 
     def device(self, name: str) -> str:
-        """Return the device of this process: of several GPUs its own, unless one of them is named, as "cuda:1"."""
+        """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named."""
         if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
             name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
             torch.cuda.set_device(name)  # what names no GPU would take memory of the first one
@@ -45,7 +45,8 @@ class Ranks:
         card, memory = None, 8e9
         if device.type == "cuda":
             uuid = getattr(torch.cuda.get_device_properties(device), "uuid", device)
-            card, memory = (platform.node(), str(uuid)), torch.cuda.mem_get_info(device)[0]
+            kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+            card, memory = (platform.node(), str(uuid)), torch.cuda.mem_get_info(device)[0] + kept
         of_all = self.share({self.rank: (card, memory)}).values()
         sharing = Counter(card for card, _ in of_all)
         return min(memory / 2 if card is None else memory // (2 * sharing[card]) for card, memory in of_all)

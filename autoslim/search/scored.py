@@ -39,10 +39,10 @@ def costs_of(logits: Tensor, target: Tensor) -> Tensor:
     A risk, from 0 to 1, is how far another class is above the label's: where mistakes of other widths will be, mistakes alone do
     not tell. Near 1/2 they are made and mended soonest.
     """
-    logits = logits.to(torch.double, copy=True)
+    logits, target = logits.to(torch.double, copy=True), target.long()
     wrong = (logits.argmax(dim=1) != target).double()
     loss = F.cross_entropy(logits, target, reduction="none")
-    label = target.long().clamp(min=0).unsqueeze(1)  # those below 0 are left out by the loss
+    label = target.clamp(min=0).unsqueeze(1)  # those below 0 are left out by the loss
     of_label = logits.gather(1, label).squeeze(1)
     risk = (logits.scatter_(1, label, -torch.inf).amax(dim=1) - of_label).sigmoid()
     return torch.stack([value.flatten(1).mean(1) if value.dim() > 1 else value for value in (wrong, loss, risk)])
