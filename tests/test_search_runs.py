@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_measured(su
     monkeypatch.setattr("autoslim.commands.budgets.open_table", lambda *args, **_: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     told = refused(capsys, "search", supernet, "--latency-target", "70%", "--out", tmp_path / "file" / "out")
-    assert f"folder {tmp_path / 'file'} cannot be written" in told
+    assert f"folder {tmp_path / 'file' / 'out'} cannot be written" in told
 
 
 def test_every_budget_is_met_by_the_materialized_network(supernet, tmp_path):
