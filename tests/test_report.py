@@ -58,7 +58,19 @@ def test_uniform_subnets_as_large_as_what_was_found_are_inside_the_axes():
     assert "1 estimate lies" in note.get_text()
 
 
-@pytest.mark.parametrize("given", [{"uniform": UNIFORM}, {"greedy": GREEDY}, {"retrained": RETRAINED[:1]}])
+def test_what_other_orders_found_stands_beside_under_their_names():
+    compared = {"random": [(2e6, 0.71)], "evolution": [(2e6, 0.72), (1e6, 0.6)]}
+    figure = spectrum._figure(uniform=UNIFORM, greedy=GREEDY, found=GREEDY[1:], retrained=[], compared=compared)
+    lines = {str(line.get_label()): line for line in figure.axes[0].get_lines()}
+    assert lines["found, order random"].get_ydata().tolist() == pytest.approx([71])
+    assert lines["found, order evolution"].get_xdata().tolist() == pytest.approx([1, 2])
+    assert len({lines[name].get_marker() for name in lines if name.startswith("found")}) == 3
+
+
+ALONE = [{"uniform": UNIFORM}, {"greedy": GREEDY}, {"retrained": RETRAINED[:1]}, {"compared": {"random": GREEDY}}]
+
+
+@pytest.mark.parametrize("given", ALONE)
 def test_any_one_series_is_enough(given, tmp_path):
     empty = {"uniform": [], "greedy": [], "found": [], "retrained": []}
     assert spectrum.draw_spectrum(tmp_path / "s.svg", **{**empty, **given}).stat().st_size > 5000

@@ -113,6 +113,10 @@ def _found(search: Path) -> list:
     return sorted(searched, key=lambda config: -config.cost["macs"])
 
 
+def _order(config) -> str:
+    return config.provenance.get("search", {}).get("order", "greedy")
+
+
 def _label(config) -> str:
     from autoslim.cost.amounts import KINDS
 
@@ -122,13 +126,16 @@ def _label(config) -> str:
 def _spectrum(searches: list[Path], retrained: list[dict], out: Path) -> None:
     from autoslim.report.spectrum import draw_spectrum, read_spectrum
 
-    uniform, greedy, found = [], [], []
+    uniform, greedy, found, compared = [], [], [], {}
     for search in searches:
         more_uniform, more_greedy = read_spectrum(search / "spectrum.csv")
         uniform += more_uniform
         greedy += more_greedy
-        found += [(config.cost["macs"], 1 - config.estimate["error"]) for config in _found(search)]
-    draw_spectrum(out, uniform=uniform, greedy=greedy, found=found, retrained=retrained)
+        for config in _found(search):
+            order = _order(config)
+            emitted = found if order == "greedy" else compared.setdefault(order, [])
+            emitted.append((config.cost["macs"], 1 - config.estimate["error"]))
+    draw_spectrum(out, uniform=uniform, greedy=greedy, found=found, retrained=retrained, compared=compared)
 
 
 def _channels(search: Path, out: Path) -> None:
@@ -150,8 +157,7 @@ def _path(search: Path, out: Path) -> None:
     if not found:
         raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
     groups = {name: full for name, (_, full) in found[0].channels.items()}
-    order = found[0].provenance["search"].get("order", "greedy")
-    if order != "greedy":
+    if (order := _order(found[0])) != "greedy":
         raise RunError(f"{search} was searched by --order {order}, which walks no path; draw that of a greedy search")
     taken = SearchTrace(search / "trace.csv").path_taken()
     widths, steps = dict(groups), []

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ _KNOWN = {
     "uniform": ("uniform configurations", style.UNIFORM, "s", (0, (5, 1.5))),
 }
 _OTHER_MARKERS = ("^", "D", "v", "P")
+_EMITTED = ("D", "^", "v", "<")
 _ESTIMATES = "Supernet estimates\n(shared weights, search images)"
 _RETRAINED = "Retrained accuracies\n(trained from scratch, test images)"
 
@@ -34,6 +36,7 @@ def draw_spectrum(
     greedy: list[Point],
     found: list[Point],
     retrained: list[dict],
+    compared: Mapping[str, list[Point]] | None = None,
     title: str | None = None,
 ) -> Path:
     """Draw accuracy over multiply-adds as PNG or SVG; returns the path.
@@ -47,6 +50,7 @@ def draw_spectrum(
         out: ends in .png or .svg.
         uniform, greedy: supernet estimates `(macs, accuracy)` of uniform subnets and of each step of the greedy path.
         found: supernet estimates of the configurations that the search emitted.
+        compared: supernet estimates of what other orders of search emitted, by their names.
         retrained: `{"macs", "accuracy", "configuration", "seed"}`, test accuracies from scratch, one entry a network;
             those with the same configuration ("searched", "uniform", or any other word) and macs are seeds of one network.
         title: over the picture.
@@ -55,7 +59,7 @@ def draw_spectrum(
         RunError: another suffix, nothing to draw, or the picture cannot be written.
     """
     out = style.check_out(out)
-    figure = _figure(uniform=uniform, greedy=greedy, found=found, retrained=retrained, title=title)
+    figure = _figure(uniform=uniform, greedy=greedy, found=found, retrained=retrained, compared=compared, title=title)
     return style.save_figure(figure, out)
 
 
@@ -92,21 +96,23 @@ def read_spectrum(path: str | Path) -> tuple[list[Point], list[Point]]:
     return sorted(series["uniform"]), series["greedy"]
 
 
-def _figure(*, uniform, greedy, found, retrained, title=None) -> Figure:
-    estimates = [*uniform, *greedy, *found]
+def _figure(*, uniform, greedy, found, retrained, compared=None, title=None) -> Figure:
+    compared = compared or {}
+    emitted = [*found, *(point for points in compared.values() for point in points)]
+    estimates = [*uniform, *greedy, *emitted]
     networks = [(run["macs"], run["accuracy"]) for run in retrained]
     if not estimates and not networks:
         raise RunError(
             "there is no supernet estimate and no retrained network to draw; pass the folder of a search or of a retraining"
         )
     scale, letter = style.macs_unit([macs for macs, _ in estimates + networks])
-    low, high = accuracy_limits([*uniform, *greedy], [*found, *networks])
-    low = min([low, *(accuracy for _, accuracy in _compared(uniform, found))])
+    low, high = accuracy_limits([*uniform, *greedy], [*emitted, *networks])
+    low = min([low, *(accuracy for _, accuracy in _beside(uniform, emitted))])
     enlarge = bool(estimates) and len(networks) > 1 and _span(networks) < 0.4 * (high - low)
 
     figure = style.new_figure(11.2 if enlarge else 7.8, 4.4)
     panels = figure.subplots(1, 2 if enlarge else 1, squeeze=False, width_ratios=[1.25, 1] if enlarge else [1])[0]
-    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, uniform, greedy, found)), (_RETRAINED, [])]
+    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, uniform, greedy, found, compared)), (_RETRAINED, [])]
     for axes in panels:
         legends[1] = (_RETRAINED, _draw_retrained(axes, scale, retrained))
         style.tidy(axes)
@@ -142,7 +148,7 @@ def accuracy_limits(estimates: list[Point], shown: list[Point]) -> tuple[float, 
     return max(values[0], low - max(high - low, 0.02)), high
 
 
-def _compared(uniform: list[Point], found: list[Point]) -> list[Point]:
+def _beside(uniform: list[Point], found: list[Point]) -> list[Point]:
     """Return the uniform subnets that found ones are compared with: from the next one below the smallest found one on."""
     smallest = min((macs for macs, _ in found), default=math.inf)
     below = [macs for macs, _ in uniform if macs <= smallest]
@@ -161,7 +167,7 @@ def _frame(axes: Axes, xs: list[float], low: float, high: float) -> None:
     axes.set_ylim(low - 0.08 * tall, high + 0.08 * tall)
 
 
-def _draw_estimates(axes: Axes, scale: float, uniform, greedy, found) -> list[Line2D]:
+def _draw_estimates(axes: Axes, scale: float, uniform, greedy, found, compared) -> list[Line2D]:
     """Thin lines; returns what the legend shows."""
     drawn = []
     thin = {"linewidth": 1, "markersize": 4, "markerfacecolor": "white", "markeredgewidth": 0.9}
@@ -175,12 +181,14 @@ def _draw_estimates(axes: Axes, scale: float, uniform, greedy, found) -> list[Li
             xs, ys, ".", linestyle="--", color=style.SEARCHED, label="greedy path", zorder=2, markevery=every,
             linewidth=1, markersize=3,
         )  # fmt: skip
-    if found:
-        xs, ys = _columns(sorted(found), scale)
-        drawn += axes.plot(
-            xs, ys, "D", linestyle="none", color=style.SEARCHED, label="found for a target", zorder=4,
-            markersize=7, markerfacecolor="white", markeredgewidth=1.4,
-        )  # fmt: skip
+    emitted = {"found for a target": found, **{f"found, order {name}": compared[name] for name in sorted(compared)}}
+    for i, (label, points) in enumerate(emitted.items()):
+        if points:
+            xs, ys = _columns(sorted(points), scale)
+            drawn += axes.plot(
+                xs, ys, _EMITTED[i % len(_EMITTED)], linestyle="none", color="black" if i else style.SEARCHED, label=label,
+                zorder=4, markersize=7, markerfacecolor="white", markeredgewidth=1.4,
+            )  # fmt: skip
     return drawn
 
 
