@@ -69,7 +69,10 @@ with held(sys.argv[1]):
     worker = os.fork()
     if not worker:
         signal.pause()
-with held(sys.argv[1]):
+try:
+    with held(sys.argv[1]):
+        pass
+finally:
     os.kill(worker, signal.SIGKILL)
 """
 
