@@ -61,6 +61,10 @@ def open_budgets(
         targets: amounts by kind.
         first, wait: whether this is the first process, and what waits for all.
         size_precision, batch, latency_device, threads, latency_table: as `autoslim search` takes them.
+
+    Raises:
+        RunError: a device is not available, or the table is of another network, device or version.
+        TargetError: an amount cannot be read, paired or reached; a latency far out of reach before layers are measured.
     """
     table = None
     if "latency" in targets:

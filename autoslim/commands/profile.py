@@ -163,10 +163,13 @@ def full_cost(model, example, rules=None):
 
 
 def _latency(model, example, device: str) -> dict:
+    from torch.utils._pytree import tree_map
+
     from autoslim.commands import runs
     from autoslim.commands.budgets import drawn_input
     from autoslim.cost.latency import Setup, measure_latency
     from autoslim.slimmable.family import place
 
     setup = Setup(device=str(runs.choose_device(device)))
-    return measure_latency(place(model, setup.device), setup.inputs(drawn_input(example.shape[1:]))).to_json()
+    example = tree_map(lambda zeros: zeros if zeros is None else drawn_input(zeros.shape[1:]), example)
+    return measure_latency(place(model, setup.device), setup.inputs(example)).to_json()

@@ -158,10 +158,11 @@ def check_run(folder: Path, kind: str, *, partly: bool = True, **settings) -> No
     """Check that a folder holds no other run.
 
     Args:
-        partly: tables among the settings state only a part of their keys.
+        folder, kind, settings: as `write_run` takes them.
+        partly: a table among the settings may leave keys out, which then may be anything in the folder.
 
     Raises:
-        RunError: it does.
+        RunError: the folder holds another run, or its config.json is not whole.
     """
     path = folder / "config.json"
     if not path.exists():

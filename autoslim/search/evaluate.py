@@ -71,7 +71,7 @@ class SupernetEvaluator:
             (US-Nets, section 3.4).
 
     Attributes:
-        batch: images that are scored at once; where the score of one depends on others, as many as are given together.
+        batch: how many images are scored at once, at most, where no image's score depends on the others of its batch.
 
     Raises:
         DataError: there is no batch to score, or none to calibrate with.
