@@ -15,7 +15,7 @@ from autoslim.channels.trace import as_inputs
 from autoslim.cost import latency, latency_table
 from autoslim.cost.latency import Latency, Setup, measure, measure_latency, remeasure, time_calls, using_threads, width_message
 from autoslim.cost.latency_parts import Parts
-from autoslim.cost.latency_table import open_table
+from autoslim.cost.latency_table import fitted_line, open_table
 from autoslim.errors import ModelError, RunError
 from autoslim.slimmable import family
 from cli import printed, refused, run
@@ -117,6 +117,20 @@ def test_the_sum_is_fitted_to_whole_networks_and_checked_on_others():
     checked = [tuple(row["widths"].values()) for row in found["rows"]]
     assert len(set(checked)) == 20
     assert not fitted & set(fake.networks[-20:])
+
+
+@pytest.mark.parametrize("least", [0.0, 5.0])
+def test_disturbed_networks_do_not_move_what_a_sum_is_fitted_to(least):
+    sums = np.linspace(2, 10, 16)
+    times = np.maximum(0.8 * sums + 1.5, least)
+    disturbed = times.copy()
+    disturbed[[0, 3, 8, 12, 14]] *= (1.5, 3.0, 1.2, 2.0, 1.7)
+    assert fitted_line(sums, times, least) == pytest.approx((0.8, 1.5))
+    assert fitted_line(sums, disturbed, least) == pytest.approx((0.8, 1.5))
+
+
+def test_where_no_wider_network_takes_longer_time_goes_with_the_sum():
+    assert fitted_line([2.0, 4.0, 8.0], [3.0, 3.0, 3.0], 0.0) == (0.75, 0.0)
 
 
 def test_equal_parts_are_measured_once_a_round():

@@ -43,7 +43,8 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
     found = {
         "path": str(out), "device": table.full.device, "batch": batch, "threads": threads, "backend": backend,
         "measured": table.points, "full": table.full.to_json(), "narrowest": table.narrowest.to_json(),
-        "factor": table.factor, "constant_ms": table.constant_ms, "message": table.message,
+        "factor": table.factor, "constant_ms": table.constant_ms, "least_ms": table.least_ms,
+        "message": table.message,
     }  # fmt: skip
     if check:
         found["check"] = table.check(check, progress=True)
@@ -89,7 +90,8 @@ def _show(found: dict, setup) -> None:
     click.echo(f"{found['path']}: {found['measured']} layers and widths on {found['device']}, {_case(setup)}")
     full, narrowest = found["full"]["median_ms"], found["narrowest"]["median_ms"]
     click.echo(f"widest {full:.3f} ms, narrowest {narrowest:.3f} ms, measured end to end")
-    click.echo(f"prediction = {found['factor']:.3f} x sum of the layers {found['constant_ms']:+.3f} ms")
+    least = "" if setup.device == "cpu" else f", at least {found['least_ms']:.3f} ms"
+    click.echo(f"prediction = {found['factor']:.3f} x sum of the layers {found['constant_ms']:+.3f} ms{least}")
     if "check" not in found:
         return
     check = found["check"]

@@ -32,8 +32,9 @@ class LatencyTable:
 
     The network is cut into parts (`Parts`), each of which is measured at pairs of the widths of its input and its output.
     A prediction is `factor * sum of the parts + constant`; the two numbers are fitted to whole networks that were measured
-    end to end. Between measured widths the prediction is bilinear. A width that took longer than a wider one is smoothed as
-    far as the spread of its own repeats (10th to 90th percentile) allows: noise goes, steps of a kernel's speed stay.
+    end to end. On a GPU it is no less than the fastest of those takes: with little to compute, time is that of launching it.
+    Between measured widths the prediction is bilinear. A width that took longer than a wider one is smoothed as far as the
+    spread of its own repeats (10th to 90th percentile) allows: noise goes, steps of a kernel's speed stay.
 
     Build it with `open_table`.
 
@@ -42,7 +43,7 @@ class LatencyTable:
         setup: device, batch, threads and backend that it holds for.
         full, narrowest: the widest and the narrowest network, measured end to end.
         message: one line where narrower networks are hardly faster on this device, else None.
-        factor, constant_ms: how the sum of the parts becomes the time of the network.
+        factor, constant_ms, least_ms: how the sum of the parts becomes the time of the network.
         points: how many different (operations, settings, shapes) it holds.
         digest: of what its predictions follow from.
     """
@@ -55,9 +56,11 @@ class LatencyTable:
         self.full, self.narrowest = whole.latency(net.full()), whole.latency(net.narrowest())
         self.message = width_message(self.full, self.narrowest)
         self.points = records.count("points")
-        self.factor, self.constant_ms = 1.0, 0.0
-        self._calibrate()
-        predicts = [self.factor, self.constant_ms, self._fixed, self._points, self._lines, self._planes]
+        sums = [self.sum_of_parts(config) for config in whole.calibration]
+        times = [whole.latency(config).median_ms for config in whole.calibration]
+        self.least_ms = min(times) if torch.device(self.setup.device).type == "cuda" else 1e-6
+        self.factor, self.constant_ms = fitted_line(sums, times, self.least_ms)
+        predicts = [self.factor, self.constant_ms, self.least_ms, self._fixed, self._points, self._lines, self._planes]
         self.digest = hashlib.sha256(json.dumps(predicts).encode()).hexdigest()[:16]
 
     def _read(self, parts: Parts, records: "_Records") -> None:
@@ -77,7 +80,7 @@ class LatencyTable:
 
     def milliseconds(self, widths: ChannelConfig | Mapping[str, int]) -> float:
         """Return the predicted time of one forward pass at a configuration (or at group names to channels)."""
-        return max(self.factor * self.sum_of_parts(widths) + self.constant_ms, 1e-6)
+        return max(self.factor * self.sum_of_parts(widths) + self.constant_ms, self.least_ms)
 
     def sum_of_parts(self, widths: ChannelConfig | Mapping[str, int]) -> float:
         """Return the sum of the measured parts in milliseconds, before it is fitted to whole networks."""
@@ -92,16 +95,6 @@ class LatencyTable:
             low = _between(grid[i], *places[second])
             total += low + part * (_between(grid[i + 1], *places[second]) - low) if part else low
         return total
-
-    def _calibrate(self) -> None:
-        known = self._whole.calibration
-        sums = np.array([self.sum_of_parts(config) for config in known])
-        times = np.array([self._whole.latency(config).median_ms for config in known])
-        # Least squares of the relative errors.
-        (factor, constant), *_ = np.linalg.lstsq(np.stack([sums, np.ones_like(sums)], 1) / times[:, None], np.ones_like(times))
-        if not (factor > 0 and np.ptp(sums) > 0.01 * sums.max()):
-            factor, constant = float(np.median(times / sums)), 0.0
-        self.factor, self.constant_ms = float(factor), float(constant)
 
     def check(self, count: int = 20, *, seed: int = 1, progress: bool = False) -> dict | None:
         """Compare predictions with end-to-end measurements of random configurations of all sizes.
@@ -135,6 +128,26 @@ class LatencyTable:
             errors = [abs(row[key] / row["measured_ms"] - 1) for row in rows]
             found |= {f"{prefix}median_error": float(np.median(errors)), f"{prefix}worst_error": max(errors)}
         return {**found, "rows": rows}
+
+
+def fitted_line(sums: Sequence[float], times: Sequence[float], least: float) -> tuple[float, float]:
+    """Return factor and constant of `max(factor * sum + constant, least)` with the least absolute relative error.
+
+    A few disturbed measurements do not move it.
+
+    Args:
+        sums, times: of a few networks, in milliseconds.
+    """
+    x, y = np.array(sums), np.array(times)
+    first, second = np.triu_indices(len(x), 1)
+    run, rise = x[second] - x[first], y[second] - y[first]
+    apart = (np.abs(run) > 0.01 * x.max()) & (rise * run > 0)
+    # The best line goes through two of them; where nothing rises, through the origin.
+    factors = np.append(rise[apart] / run[apart], np.median(y / x))
+    constants = np.append(y[first[apart]] - factors[:-1] * x[first[apart]], 0.0)
+    errors = np.abs(np.maximum(np.outer(factors, x) + constants[:, None], least) / y - 1).sum(1)
+    best = int(errors.argmin())
+    return float(factors[best]), float(constants[best])
 
 
 def open_table(
