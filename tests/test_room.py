@@ -89,7 +89,7 @@ def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, s
     counted = []
     choose = lambda images, base, room: counted.extend((images, base)) or (frozenset(),) * 2  # noqa: E731
     monkeypatch.setattr(parts._keeping, "choose", choose)
-    monkeypatch.setattr(parts, "_find_moving", lambda: None)
+    monkeypatch.setattr(parts, "_find_moving", lambda batch: None)
     parts.ranks.count = ranks
     parts._arrange(effort, "error")
     last = len(parts.sizes) if effort == "exact" else batches_with(520, parts.sizes)

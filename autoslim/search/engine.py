@@ -32,8 +32,8 @@ CASTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # calibrate a candidate.
 RACE = {"z": 2.0, "least": 512, "most": 1024, "every": 256, "calibration": 256}
 # Images of a batch that is scored on a CPU, where small ones share the work among processes and let an exact search stop sooner;
-# and on GPUs, which would be idle with them.
-CPU_BATCH, GPU_BATCH = 64, 256
+# and on GPUs, which would be idle with them: an exact search takes as many there as leave it about `GPU_BATCHES`.
+CPU_BATCH, GPU_BATCH, GPU_BATCHES = 64, 256, 8
 # Images of a batch that calibrates a candidate of a fast search, at least. With fewer, batch norms see too little: the loss of
 # MobileNet v2 is as with 256 down to 16, and 0.03 higher with 4.
 CALIBRATION_BATCH = 16
@@ -86,13 +86,14 @@ class PartialEvaluator(SupernetEvaluator):
         # at any time: the last digits of an image's loss depend on how many others are in its batch.
         self._given = self._images = self._images.cut(self.batch) if alone else self._images
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given, where they are sorted
-        largest = max(*self._given.sizes, *self._calibration.sizes)
+        self._exact_batch = min(self._most, max(self.batch, 0 if _on_cpu(net) else self._given.images // GPU_BATCHES))
+        largest = max(*self._given.sizes, *self._calibration.sizes, self._exact_batch)
         self._room = budget - min(budget / 2, 2 * largest * self._partial.bytes)
         self.precision, self._cast = precision, CASTS[precision]
         self._race = {**RACE, **(race or {})}
         self._arranged_for: tuple[str, str] | None = None  # effort and score
         self._sorted_by: dict | None = None  # widths
-        # Operations whose values go along with an image into another batch; None where images stay in those of `_given`.
+        # Operations whose values go along with an image into another batch; None where images stay as they were given.
         self._moving: frozenset[int] | None = None
         self.base: Scored | None = None
         self._values = Values()
@@ -115,8 +116,7 @@ class PartialEvaluator(SupernetEvaluator):
         self.net.set(config)
         with eval_mode(self.net):
             for i in self._own_calibration(self._calibration):
-                with scored.measure_next():
-                    self._run_whole(self._calibration[i][0])
+                self._run_whole(self._calibration[i][0], scored.measure_next())
                 found[i] = scored.measure.moments()
             scored.measure.combine(self.ranks.share(found).values()).store()
             found = {}
@@ -130,9 +130,10 @@ class PartialEvaluator(SupernetEvaluator):
         """Return the batches that this process runs; one at least, so that it learns where the statistics belong."""
         return self.ranks.own(range(len(batches))) or [0]
 
-    def _run_whole(self, x) -> Tensor:
+    def _run_whole(self, x, measure: Measure | None = None) -> Tensor:
         self.macs += images_of(x) * self._partial.macs(self._partial.plan(None))
-        return logits_of(self.net(*as_inputs(x)))
+        with measure or contextlib.nullcontext():
+            return logits_of(self.net(*as_inputs(x)))
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -164,10 +165,11 @@ class PartialEvaluator(SupernetEvaluator):
         """Choose the images of searches of an effort, and what of them is kept from step to step."""
         self.base = self._sorted_by = self._moving = None
         self._drop_values()
-        self._images = self._given
+        batch = self._exact_batch if effort == "exact" else self.batch
+        self._images = unsorted = self._given.cut(batch) if self._sorts else self._given
         if self._sorts and effort != "exact":  # samples are drawn
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-            self._images = self._given.arranged(order.split(self.batch))
+            self._images = self._given.arranged(order.split(batch))
         size = max(CALIBRATION_BATCH, min(_batch_of(self.net), self._most))
         fast = self._calibration.cut(size, most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
@@ -179,19 +181,20 @@ class PartialEvaluator(SupernetEvaluator):
             log.info("batches of %d images do not fit into the memory budget: every candidate is calibrated whole; from %s on "
                      "they would fit", largest, enough)  # fmt: skip
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
-        if self._sorts and effort == "exact" and self.images >= 2 * self.batch:
-            self._moving = self._find_moving()
+        if self._sorts and effort == "exact" and self.images >= 2 * batch:
+            self._moving = self._find_moving(batch)
         if self._moving is not None:
-            left = self.images % self.batch  # comes first: it stays as it is when whole batches are sorted
-            sizes = [left] * (left > 0) + [self.batch] * (self.images // self.batch)
+            left = self.images % batch  # comes first: it stays as it is when whole batches are sorted
+            sizes = [left] * (left > 0) + [batch] * (self.images // batch)
             self._order = torch.arange(self.images).roll(left).split(sizes)
             self._images = self._given.arranged(self._order)
             self._sort_images(self.net.full(), score)
-            self._look_again()
+            if not self._costs_stay():
+                self.base, self._moving, self._images = None, None, unsorted
         self._arranged_for = effort, score
 
     @torch.inference_mode()
-    def _find_moving(self) -> frozenset[int] | None:
+    def _find_moving(self, batch: int) -> frozenset[int] | None:
         """Return what `same_anywhere` finds: operations that all processes find, None if one of them finds that."""
         self._go_to(self.net.full())
         self._values.clear()  # two batches of all values take the room
@@ -202,7 +205,7 @@ class PartialEvaluator(SupernetEvaluator):
 
         with self._at_work():
             self.base.measure.store()
-            moving = same_anywhere(self._partial, run, self.images, self.batch)
+            moving = same_anywhere(self._partial, run, self.images, batch)
         found = self.ranks.share({self.ranks.rank: moving}).values()
         return None if None in found else frozenset.intersection(*found)
 
@@ -219,16 +222,14 @@ class PartialEvaluator(SupernetEvaluator):
         self._order, self._images, self._sorted_by = order, self._given.arranged(order), by.widths
         self.base.seen = {i: costs[:, places] for i, places in enumerate(order)}
 
-    def _look_again(self) -> None:
-        """Look at all images anew, in the batches that they were sorted into; if one costs more or less now, all stay as given."""
+    def _costs_stay(self) -> bool:
+        """Look at all images in the batches that they were sorted into, and tell whether each costs what it did."""
         known, self.base.seen = self.base.seen, {}
         self._values.clear()
         self.look({}, known)
-        again = self.base.seen
-        if not all(alike(again[i], costs) for i, costs in known.items()):
-            self.base, self._moving, self._images = None, None, self._given
-        elif not all(equal(again[i], costs) for i, costs in known.items()):
+        if not all(equal(self.base.seen[i], costs) for i, costs in known.items()):
             self._moving = frozenset()
+        return all(alike(self.base.seen[i], costs) for i, costs in known.items())
 
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
@@ -256,9 +257,9 @@ class PartialEvaluator(SupernetEvaluator):
             self.net.set(config)
             for i in self._own_calibration(self._used):
                 x = self._used[i][0]
-                with self.base.measure_next():
-                    if self._run_base("calibrate", i, x, (), output=True) is None:
-                        self._run_whole(x)
+                measure = self.base.measure_next()
+                if self._run_base("calibrate", i, x, (), output=True, measure=measure) is None:
+                    self._run_whole(x, measure)
                 found[i] = self.base.measure.moments()
         self.base.measure.combine(self.ranks.share(found).values())
 
@@ -276,12 +277,10 @@ class PartialEvaluator(SupernetEvaluator):
             for i in self._own_calibration(self._used):
                 x, found[i] = self._used[i][0], {}
                 self.net.set(self.base.config)
-                with Measure():
-                    base = self._run_base("calibrate", i, x, judged)
+                base = self._run_base("calibrate", i, x, judged, measure=Measure())
                 for name, each in judged.items():
                     self.net.set(each.config)
-                    with each.measure_next():
-                        self._run_candidate(name, "calibrate", i, x, base)
+                    self._run_candidate(name, "calibrate", i, x, base, each.measure_next())
                     found[i][name] = each.measure.moments()
         shared = self.ranks.share(found)
         for name, each in judged.items():
@@ -344,27 +343,27 @@ class PartialEvaluator(SupernetEvaluator):
             if self.base is not None:
                 self.net.set(self.base.config)
 
-    def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output: bool = False) -> dict | None:
+    def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output=False, measure=None) -> dict | None:
         """Return what candidates read of the base on a batch, and its output; None where a batch is too much to keep."""
         if images_of(x) > self._most or (what == "calibrate" and not self._fits):
             return None
         wanted = {self._partial.output} if output else set()
         for name in candidates:
             wanted |= self._plan(name, what, i).reads
-        return self._run_part(self._plan(None, what, i, wanted), what, i, x)
+        return self._run_part(self._plan(None, what, i, wanted), what, i, x, measure=measure)
 
-    def _run_candidate(self, name: str, what: str, i: int, x, base: dict | None) -> Tensor:
+    def _run_candidate(self, name: str, what: str, i: int, x, base: dict | None, measure: Measure | None = None) -> Tensor:
         if base is None:
-            return self._run_whole(x)
-        return self._run_part(self._plan(name, what, i), what, i, x, base)[self._partial.output]
+            return self._run_whole(x, measure)
+        return self._run_part(self._plan(name, what, i), what, i, x, base, measure)[self._partial.output]
 
     def _plan(self, name: str | None, what: str, i: int, wanted: Iterable[int] | None = None) -> Plan:
         return self._partial.plan(name, known=self._values[name, what, i], wanted=wanted, keep=self._values.keep[name])
 
-    def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping | None = None) -> dict:
+    def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping | None = None, measure=None) -> dict:
         known = self._values[plan.group, what, i]
         self.macs += images_of(x) * self._partial.macs(plan)
-        made = self._partial.run(plan, known=known, base=base, inputs=x)
+        made = self._partial.run(plan, known=known, base=base, inputs=x, measure=measure)
         self._values.put((plan.group, what, i), known | made)
         return made
 

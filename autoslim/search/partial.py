@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import Untraceable, as_inputs, run_node, trace
 from autoslim.search.influence import Influence
+from autoslim.slimmable.calibrate import Measure
+from autoslim.slimmable.layers import Slimmable
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 
@@ -76,7 +79,15 @@ class PartialNet:
         self.inputs = [i for i, node in enumerate(self._nodes) if node.op == "placeholder"]
         self.output = next(i for i, node in enumerate(self._nodes) if node.op == "output")
         self._layers = {i: net.model.get_submodule(n.target) for i, n in enumerate(self._nodes) if n.op == "call_module"}
+        self._slimmings = [module._slimming for module in net.model.modules() if isinstance(module, Slimmable)]
         self.influence = Influence(net, self._nodes)
+        self._norms = {i for i, node in enumerate(self._nodes) if self._may_normalise(node)}
+        # Operations that are given the values of others and nothing else: most of them.
+        self._given_values = {
+            i: tuple(self.influence.place[source] for source in node.args)
+            for i, node in enumerate(self._nodes)
+            if not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
+        }
         self._check_writes()
         self._plans: dict[tuple, Plan] = {}
         inputs = as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
@@ -136,6 +147,12 @@ class PartialNet:
                 found[nodes[min(k, len(nodes) - 1)]].append(call)
         return found
 
+    def _may_normalise(self, node: fx.Node) -> bool:
+        """Tell whether an operation may read statistics of a batch norm."""
+        if node.op == "call_module" and any(True for _ in self.net.model.get_submodule(node.target).buffers()):
+            return True
+        return node.target is F.batch_norm or any(source.op == "get_attr" for source in node.all_input_nodes)
+
     @torch.inference_mode()
     def _run_again_what_differs(self, inputs) -> None:
         """Take only those values for leading parts that are so to the last digit, which depends on kernels and widths."""
@@ -178,13 +195,20 @@ class PartialNet:
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """Let layers that work in place (`ReLU(inplace=True)`) make new values for the length of a `with` block."""
+        """Let layers that work in place (`ReLU(inplace=True)`) make new values for the length of a `with` block.
+
+        Tensors are not to be replaced by others in it.
+        """
         changed = [m for m in self.net.model.modules() if m.__dict__.get("inplace") is True]
         for module in changed:
             module.inplace = False
         try:
+            for slimming in self._slimmings:
+                slimming.views = {}
             yield
         finally:
+            for slimming in self._slimmings:
+                slimming.views = None
             for module in changed:
                 module.inplace = True
 
@@ -230,14 +254,16 @@ class PartialNet:
         return Plan(group, wanted, run, frozenset(reads), dying)
 
     def run(self, plan: Plan, *, known: Mapping[int, object] = MappingProxyType({}), base: Mapping[int, object] | None = None,
-            inputs=None) -> dict:  # fmt: skip
+            inputs=None, measure: Measure | None = None) -> dict:  # fmt: skip
         """Return the values of the operations of a plan that are asked for or kept, at the widths that are set.
 
         Args:
             known: values at this configuration, by operation; tensors are `[N, C, ...]`.
             base: values at the base, of `plan.reads`.
             inputs: of the network; for the base.
+            measure: measures the batch norms that are run.
         """
+        measuring = contextlib.nullcontext() if measure is None else measure
         leaves = () if inputs is None else tree_leaves(as_inputs(inputs))
         given = dict(zip(self.inputs, (leaf for leaf in leaves if isinstance(leaf, Tensor))))
         leading = self.influence.leading_of(plan.group)
@@ -249,8 +275,13 @@ class PartialNet:
         for i in plan.run:
             if i in leading:
                 made[i] = self._leading_part(i, base[i])
-            else:
-                made[i] = given[i] if i in given else self._run(i, value)
+            elif i in given:
+                made[i] = given[i]
+            elif i in self._norms:
+                with measuring:
+                    made[i] = self._run(i, value)
+            else:  # a mode costs as much as an operation
+                made[i] = self._run(i, value)
             for j in plan.dying.get(i, ()):
                 del made[j]
         return made | {i: value(i) for i in plan.wanted if i not in made}
@@ -274,7 +305,10 @@ class PartialNet:
 
     def _run(self, i: int, value):
         node = self._nodes[i]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: value(self.influence.place[source]))
+        if i in self._given_values:
+            args, kwargs = tuple(map(value, self._given_values[i])), {}
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: value(self.influence.place[source]))
         if i in self._layers:
             return self._layers[i](*args, **kwargs)
         if node.op == "output":

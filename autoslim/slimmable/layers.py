@@ -29,6 +29,9 @@ class ActiveAxis:
         self._widths = [widths[run.group] if run.group is not None else None for run in runs]
         self._cache: dict[tuple, Tensor] = {}
         self.full = sum(run.size for run in runs)
+        self.widths = [width for width in self._widths if width is not None]
+        # One run, as nearly all axes are: asked for by every layer whenever it runs, in a few operations.
+        self._single = (self._widths[0], *runs[0].share) if len(runs) == 1 and self._widths[0] is not None else None
 
     def parts(self) -> list[int]:
         """Return the active elements of each run."""
@@ -40,12 +43,12 @@ class ActiveAxis:
 
     def take(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """Return the active part of `tensor` along `dim`: a view where that is one leading run."""
-        parts = self.parts()
-        total = sum(parts)
-        if total == self.full:
+        if self._single is not None:
+            width, part, of = self._single
+            total = width.value * part // of
+            return tensor if total == self.full else tensor.narrow(dim, 0, total)
+        if sum(self.parts()) == self.full:
             return tensor
-        if len(parts) == 1:
-            return tensor.narrow(dim, 0, total)
         return tensor.index_select(dim, self.index(tensor.device))
 
     def index(self, device: torch.device) -> Tensor:
@@ -76,6 +79,8 @@ class Slimming:
             supplementary); None: do not.
         own: tensors that stand in for the module's, at the widths that are set (the private batch norms of a switch).
         tracks: a batch norm keeps moving statistics while it trains.
+        views: those that were cut, by name and widths; None to cut a tensor whenever it is read. They hold while no tensor is
+            replaced by another.
     """
 
     def __init__(
@@ -86,10 +91,23 @@ class Slimming:
         self.average = average
         self.own: dict[str, Tensor | None] = {}
         self.tracks = False
+        self.views: dict[tuple, Tensor] | None = None
         self._copies: dict[str, Tensor] = {}
+        self._widths = {name: [width for axis in row if axis for width in axis.widths] for name, row in axes.items()}
 
     def tensor(self, name: str, full: Tensor) -> Tensor:
         """Return the active part of a tensor."""
+        if self.views is None or name in self.own:
+            return self._cut(name, full)
+        key = (name, *[width.value for width in self._widths.get(name, ())])
+        value = self.views.get(key)
+        if value is None:
+            value = self._cut(name, full)
+            if value is full or value._is_view():
+                self.views[key] = value
+        return value
+
+    def _cut(self, name: str, full: Tensor) -> Tensor:
         if name in self.own:
             return self.own[name]
         if name in self._copies:
