@@ -156,6 +156,8 @@ def test_processes_share_half_of_the_free_memory_of_a_gpu(monkeypatch, cards, ex
     monkeypatch.setattr("platform.node", lambda: node)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory * 10**9, properties.total_memory))
+    for name in ("memory_reserved", "memory_allocated"):  # where tests ran on a GPU before
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
 
     def share(ranks, own):
         return own | {i: ((node, str(uuid)), memory * 10**9) for i, (node, uuid, memory) in enumerate(cards) if i}
