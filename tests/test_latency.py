@@ -129,6 +129,22 @@ def test_disturbed_networks_do_not_move_what_a_sum_is_fitted_to(least):
     assert fitted_line(sums, disturbed, least) == pytest.approx((0.8, 1.5))
 
 
+def test_a_disturbed_while_does_not_move_the_fit():
+    net, calls = supernet(divisor=4), []
+
+    def disturbed(network, inputs, setup, *, whole):
+        calls.append(network)
+        slow = 3 if start <= len(calls) < start + 40 else 1
+        return Latency(slow * Fake().weights(network), 0.0, 10.0, 7, "fake")
+
+    start = sys.maxsize
+    open_table(net, EXAMPLE, measure=disturbed)
+    for start in range(7, len(calls), 10):  # the widest and the narrowest network come first
+        calls.clear()
+        table = open_table(net, EXAMPLE, measure=disturbed)
+        assert (table.factor, table.constant_ms) == pytest.approx((1, 0), abs=1e-6)
+
+
 def test_where_no_wider_network_takes_longer_time_goes_with_the_sum():
     assert fitted_line([2.0, 4.0, 8.0], [3.0, 3.0, 3.0], 0.0) == (0.75, 0.0)
 

@@ -173,7 +173,7 @@ def open_table(
         setup: device, batch, threads and backend.
         rules: the rules that the groups of the supernet were found with, if any were given.
         points: widths of a group that are measured, at most; by default as many as in the file, 16 in a new one.
-        rounds: how often everything is measured, in turn, so that a noisy moment spoils no layer.
+        rounds: how often everything is measured, in turn, so that a noisy moment spoils no layer and no network.
         calibration: whole networks that the sum of the parts is fitted to, the widest and the narrowest included.
         before: takes the latencies of the widest and the narrowest network before the parts are measured, and may raise.
         measure: what takes a plain module, inputs, the setup and `whole=` to its latency.
@@ -190,10 +190,12 @@ def open_table(
         whole = _Whole(net, setup.inputs(example), records, rounds, measure)
         whole.measure([net.full(), net.narrowest()], "measuring the widest and the narrowest network", progress)
         before(whole.latency(net.full()), whole.latency(net.narrowest()))
-        _measure_parts(parts, records, rounds, measure, progress)
         whole.calibration = [net.full(), net.narrowest()]
         whole.calibration += _draw(net, calibration - 2, 0, whole.calibration)
-        whole.measure(whole.calibration, "measuring whole networks", progress)
+        for i in range(1, rounds + 1):
+            of = f", round {i} of {rounds}"
+            _measure_parts(parts, records, i, measure, "measuring layers" + of, progress)
+            whole.measure(whole.calibration, "measuring whole networks" + of, progress, rounds=i)
     return LatencyTable(net, records, parts, whole)
 
 
@@ -203,10 +205,10 @@ def _on(net: Supernet, device: str) -> Supernet:
     return net if next(net.parameters()).device == there else place(copy.deepcopy(net), there)
 
 
-def _measure_parts(parts: Parts, records: "_Records", rounds: int, measure: Measure, progress: bool) -> None:
+def _measure_parts(parts: Parts, records: "_Records", rounds: int, measure: Measure, about: str, progress: bool) -> None:
     wanted = {parts.key(part, widths): (part, widths) for part in parts.parts for widths in parts.points(part)}
     missing = [(i, key) for i in range(rounds) for key in wanted if records.rounds("points", key) <= i]
-    bar = tqdm(missing, desc="measuring layers", unit="time", disable=not (progress and missing))
+    bar = tqdm(missing, desc=about, unit="time", disable=not (progress and missing))
     for _, key in bar:
         module, inputs = parts.build(*wanted[key])
         records.add("points", key, measure(module, inputs, records.setup, whole=False))
@@ -223,10 +225,10 @@ class _Whole:
         self._net, self._inputs, self._records, self._rounds, self._measure = net, inputs, records, rounds, measure
         self.calibration: list[ChannelConfig] = []
 
-    def measure(self, configs: Sequence[ChannelConfig], about: str, progress: bool) -> None:
-        """Measure what is not yet known, in rounds over all of them."""
+    def measure(self, configs: Sequence[ChannelConfig], about: str, progress: bool, *, rounds: int | None = None) -> None:
+        """Measure what is not yet known, in rounds over all of them; all rounds by default."""
         records = self._records
-        missing = [(i, c) for i in range(self._rounds) for c in configs if records.rounds("networks", _key(c)) <= i]
+        missing = [(i, c) for i in range(rounds or self._rounds) for c in configs if records.rounds("networks", _key(c)) <= i]
         with records:
             for _, config in tqdm(missing, desc=about, unit="net", disable=not (progress and missing)):
                 network = materialize(self._net, config)
