@@ -130,19 +130,26 @@ def test_disturbed_networks_do_not_move_what_a_sum_is_fitted_to(least):
 
 
 def test_a_disturbed_while_does_not_move_the_fit():
-    net, calls = supernet(divisor=4), []
+    net, calls, slow = supernet(divisor=4), [], range(0)
 
     def disturbed(network, inputs, setup, *, whole):
         calls.append(network)
-        slow = 3 if start <= len(calls) < start + 40 else 1
-        return Latency(slow * Fake().weights(network), 0.0, 10.0, 7, "fake")
+        return Latency((3 if len(calls) in slow else 1) * Fake().weights(network), 0.0, 10.0, 7, "fake")
 
-    start = sys.maxsize
     open_table(net, EXAMPLE, measure=disturbed)
     for start in range(7, len(calls), 10):  # the widest and the narrowest network come first
         calls.clear()
+        slow = range(start, start + 40)
         table = open_table(net, EXAMPLE, measure=disturbed)
         assert (table.factor, table.constant_ms) == pytest.approx((1, 0), abs=1e-6)
+
+
+def test_no_prediction_is_below_what_launching_takes():
+    net = supernet(divisor=4)
+    table = open_table(net, EXAMPLE, measure=Fake(), rounds=1)
+    table.least_ms = (weights(net, net.full()) + weights(net, net.narrowest())) / 2
+    assert table.milliseconds(net.narrowest()) == table.least_ms
+    assert table.milliseconds(net.full()) == pytest.approx(weights(net, net.full()))
 
 
 def test_where_no_wider_network_takes_longer_time_goes_with_the_sum():

@@ -1,6 +1,7 @@
 """A network run in parts: against the whole network, at every group."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tricky import randomized
 
 import autoslim
+from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import as_inputs
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
@@ -197,6 +199,87 @@ class NormAsFunction(nn.Module):
         x, norm = torch.cat([left, self.right(left).relu()], 1), self.norm
         x = torch.nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, 1e-5)
         return self.out(self.mix(x.relu()).relu().mean((2, 3)))
+
+
+class Hidden(nn.Module):
+    """A layer that cannot be traced, and keeps the statistics that it normalises by where no buffer shows them."""
+
+    def __init__(self, where, norm):
+        super().__init__()
+        self.held = (norm,)  # no child
+        mean, var = norm.running_mean.clone(), norm.running_var.clone()
+        if where == "parameters":
+            self.mean, self.var = nn.Parameter(mean, requires_grad=False), nn.Parameter(var, requires_grad=False)
+        elif where == "attributes":
+            self.mean, self.var = mean, var
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return nn.functional.batch_norm(x, self.mean, self.var) if hasattr(self, "mean") else self.held[0](x)
+
+
+class HidesNorm(nn.Module):
+    def __init__(self, where):
+        super().__init__()
+        self.stem, self.norm, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(8, 6, 3, padding=1)
+        self.hidden, self.mix, self.out = Hidden(where, self.norm), nn.Conv2d(6, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.mix(self.hidden(self.body(self.stem(x).relu())).relu()).relu().mean((2, 3)))
+
+
+def own_norm(x, mean, var):
+    return nn.functional.batch_norm(x, mean, var)
+
+
+class NormOfOwn(nn.Module):
+    """Statistics that a function of the user's is given after another operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.mix = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = own_norm(self.stem(x), self.norm.running_mean.float(), self.norm.running_var.float())
+        return self.out(self.mix(x.relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [
+    partial(HidesNorm, "parameters"), partial(HidesNorm, "attributes"), partial(HidesNorm, "a layer elsewhere"), NormOfOwn,
+])  # fmt: skip
+def test_statistics_are_measured_wherever_they_are_kept(kind):
+    torch.manual_seed(0)
+    rules = {own_norm: RULES[nn.functional.batch_norm]}
+    net = autoslim.Supernet(randomized(kind()), torch.randn(2, 3, 8, 8), divisor=1, steps=4, rules=rules)
+    data, calibration = batches((8, 5), 0), batches((6, 4), 1)
+    parts, whole, base = (
+        step_evaluator(net, data, calibration, rules=rules),
+        SupernetEvaluator(net, data, calibration),
+        net.full(),
+    )
+    assert isinstance(parts, PartialEvaluator)
+    candidates = {name: narrower(net, base, name) for name in base.widths}
+    for name, judged in all_to_the_end(parts, step(net, base, candidates), list(candidates)).close().items():
+        assert judged.score.loss == pytest.approx(whole.score(candidates[name]).loss, rel=1e-4)
+
+
+def test_views_of_weights_are_cut_once_and_never_of_weights_that_were_replaced():
+    net = trained_like(tricky.Residual)
+    parts = PartialNet(net, torch.randn(2, 3, 8, 8))
+    layer = next(module for module in net.model.modules() if isinstance(module, nn.Conv2d))
+    net.set(net.narrowest())
+    assert layer.weight is not layer.weight
+    with parts.ready():
+        narrow = layer.weight
+        assert layer.weight is narrow
+        net.set(net.full())
+        assert len(layer.weight) > len(narrow)
+        layer._parameters["weight"] = nn.Parameter(torch.full_like(layer._parameters["weight"], 7.0))
+        net.set(net.narrowest())
+        assert (layer.weight == 7).all() and layer.weight.shape == narrow.shape
+    assert layer.weight is not layer.weight
 
 
 class InPlace(nn.Module):

@@ -43,7 +43,8 @@ class LatencyTable:
         setup: device, batch, threads and backend that it holds for.
         full, narrowest: the widest and the narrowest network, measured end to end.
         message: one line where narrower networks are hardly faster on this device, else None.
-        factor, constant_ms, least_ms: how the sum of the parts becomes the time of the network.
+        factor, constant_ms: how the sum of the parts becomes the time of the network.
+        least_ms: what no prediction is below; next to nothing on a CPU.
         points: how many different (operations, settings, shapes) it holds.
         digest: of what its predictions follow from.
     """

@@ -32,7 +32,7 @@ CASTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # calibrate a candidate.
 RACE = {"z": 2.0, "least": 512, "most": 1024, "every": 256, "calibration": 256}
 # Images of a batch that is scored on a CPU, where small ones share the work among processes and let an exact search stop sooner;
-# and on GPUs, which would be idle with them: an exact search takes as many there as leave it about `GPU_BATCHES`.
+# and on GPUs, which would be idle with them. There an exact search takes more, for about `GPU_BATCHES` batches a process.
 CPU_BATCH, GPU_BATCH, GPU_BATCHES = 64, 256, 8
 # Images of a batch that calibrates a candidate of a fast search, at least. With fewer, batch norms see too little: the loss of
 # MobileNet v2 is as with 256 down to 16, and 0.03 higher with 4.
@@ -86,7 +86,8 @@ class PartialEvaluator(SupernetEvaluator):
         # at any time: the last digits of an image's loss depend on how many others are in its batch.
         self._given = self._images = self._images.cut(self.batch) if alone else self._images
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given, where they are sorted
-        self._exact_batch = min(self._most, max(self.batch, 0 if _on_cpu(net) else self._given.images // GPU_BATCHES))
+        larger = self._sorts and not _on_cpu(net) and self._given.images // (GPU_BATCHES * self.ranks.count)
+        self._exact_batch = min(self._most, max(self.batch, larger))
         largest = max(*self._given.sizes, *self._calibration.sizes, self._exact_batch)
         self._room = budget - min(budget / 2, 2 * largest * self._partial.bytes)
         self.precision, self._cast = precision, CASTS[precision]
@@ -228,7 +229,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._values.clear()
         self.look({}, known)
         if not all(equal(self.base.seen[i], costs) for i, costs in known.items()):
-            self._moving = frozenset()
+            self._moving = frozenset()  # values go along with no image
         return all(alike(self.base.seen[i], costs) for i, costs in known.items())
 
     def _choose_what_to_keep(self, images: int) -> None:

@@ -4,11 +4,11 @@ import contextlib
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import BuiltinFunctionType, MappingProxyType
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.rules.table import RULES
@@ -19,6 +19,8 @@ from autoslim.slimmable.layers import Slimmable
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 
+# Modules of functions that call none of a user's.
+_FUNCTIONS = {"torch.nn.functional", "torch.functional", "autoslim.channels.proxies"}
 _WRITERS = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
 
 
@@ -81,6 +83,7 @@ class PartialNet:
         self._layers = {i: net.model.get_submodule(n.target) for i, n in enumerate(self._nodes) if n.op == "call_module"}
         self._slimmings = [module._slimming for module in net.model.modules() if isinstance(module, Slimmable)]
         self.influence = Influence(net, self._nodes)
+        # Run under the mode that measures batch norms, which costs as much as another operation.
         self._norms = {i for i, node in enumerate(self._nodes) if self._may_normalise(node)}
         # Operations that are given the values of others and nothing else: most of them.
         self._given_values = {
@@ -148,10 +151,11 @@ class PartialNet:
         return found
 
     def _may_normalise(self, node: fx.Node) -> bool:
-        """Tell whether an operation may read statistics of a batch norm."""
-        if node.op == "call_module" and any(True for _ in self.net.model.get_submodule(node.target).buffers()):
-            return True
-        return node.target is F.batch_norm or any(source.op == "get_attr" for source in node.all_input_nodes)
+        """Tell whether an operation may reach a batch norm's kept statistics: all that is not known to leave them alone."""
+        if node.op == "call_module":
+            return not all(map(_is_plain, self.net.model.get_submodule(node.target).modules()))
+        known = isinstance(node.target, BuiltinFunctionType) or getattr(node.target, "__module__", "") in _FUNCTIONS
+        return node.op == "call_function" and (not known or node.target is F.batch_norm)
 
     @torch.inference_mode()
     def _run_again_what_differs(self, inputs) -> None:
@@ -195,10 +199,8 @@ class PartialNet:
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """Let layers that work in place (`ReLU(inplace=True)`) make new values for the length of a `with` block.
-
-        Tensors are not to be replaced by others in it.
-        """
+        """Let layers that work in place (`ReLU(inplace=True)`) make new values, and cut every view of a weight once, for the length
+        of a `with` block."""
         changed = [m for m in self.net.model.modules() if m.__dict__.get("inplace") is True]
         for module in changed:
             module.inplace = False
@@ -280,7 +282,7 @@ class PartialNet:
             elif i in self._norms:
                 with measuring:
                     made[i] = self._run(i, value)
-            else:  # a mode costs as much as an operation
+            else:
                 made[i] = self._run(i, value)
             for j in plan.dying.get(i, ()):
                 del made[j]
@@ -325,6 +327,14 @@ class PartialNet:
     def macs_of(self, nodes: Iterable[int], widths: tuple[int, ...]) -> int:
         """Return the multiply-adds of operations for one example, at a width a group."""
         return sum(call.macs(widths) for i in nodes for call in self._calls[i])
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Tell whether a layer is one of PyTorch's, without buffers and without hooks of its own."""
+    kind, hooked = getattr(type(layer), "plain", type(layer)), layer._forward_hooks or layer._forward_pre_hooks
+    return (
+        kind.__module__.startswith("torch.nn.modules.") and not any(b is not None for b in layer._buffers.values()) and not hooked
+    )
 
 
 def _writes(node: fx.Node) -> bool:

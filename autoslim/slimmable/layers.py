@@ -79,8 +79,7 @@ class Slimming:
             supplementary); None: do not.
         own: tensors that stand in for the module's, at the widths that are set (the private batch norms of a switch).
         tracks: a batch norm keeps moving statistics while it trains.
-        views: those that were cut, by name and widths; None to cut a tensor whenever it is read. They hold while no tensor is
-            replaced by another.
+        views: tensors and those of their views that were cut, by name and widths; None to cut a tensor whenever it is read.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Slimming:
         self.average = average
         self.own: dict[str, Tensor | None] = {}
         self.tracks = False
-        self.views: dict[tuple, Tensor] | None = None
+        self.views: dict[tuple, tuple[Tensor, Tensor]] | None = None
         self._copies: dict[str, Tensor] = {}
         self._widths = {name: [width for axis in row if axis for width in axis.widths] for name, row in axes.items()}
 
@@ -100,11 +99,11 @@ class Slimming:
         if self.views is None or name in self.own:
             return self._cut(name, full)
         key = (name, *[width.value for width in self._widths.get(name, ())])
-        value = self.views.get(key)
-        if value is None:
+        known, value = self.views.get(key, (None, None))
+        if known is not full:
             value = self._cut(name, full)
             if value is full or value._is_view():
-                self.views[key] = value
+                self.views[key] = full, value
         return value
 
     def _cut(self, name: str, full: Tensor) -> Tensor:
