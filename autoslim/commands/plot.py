@@ -126,16 +126,16 @@ def _label(config) -> str:
 def _spectrum(searches: list[Path], retrained: list[dict], out: Path) -> None:
     from autoslim.report.spectrum import draw_spectrum, read_spectrum
 
-    uniform, greedy, found, compared = [], [], [], {}
+    uniform, paths, found, compared = [], [], [], {}
     for search in searches:
-        more_uniform, more_greedy = read_spectrum(search / "spectrum.csv")
+        more_uniform, path = read_spectrum(search / "spectrum.csv")
         uniform += more_uniform
-        greedy += more_greedy
+        paths.append(path)
         for config in _found(search):
             order = _order(config)
             emitted = found if order == "greedy" else compared.setdefault(order, [])
             emitted.append((config.cost["macs"], 1 - config.estimate["error"]))
-    draw_spectrum(out, uniform=uniform, greedy=greedy, found=found, retrained=retrained, compared=compared)
+    draw_spectrum(out, uniform=uniform, paths=paths, found=found, retrained=retrained, compared=compared)
 
 
 def _channels(search: Path, out: Path) -> None:

@@ -33,7 +33,7 @@ def draw_spectrum(
     out: str | Path,
     *,
     uniform: list[Point],
-    greedy: list[Point],
+    paths: list[list[Point]],
     found: list[Point],
     retrained: list[dict],
     compared: Mapping[str, list[Point]] | None = None,
@@ -48,7 +48,7 @@ def draw_spectrum(
 
     Args:
         out: ends in .png or .svg.
-        uniform, greedy: supernet estimates `(macs, accuracy)` of uniform subnets and of each step of the greedy path.
+        uniform, paths: supernet estimates `(macs, accuracy)` of uniform subnets, and of each step of each search's greedy path.
         found: supernet estimates of the configurations that the search emitted.
         compared: supernet estimates of what other orders of search emitted, by their names.
         retrained: `{"macs", "accuracy", "configuration", "seed"}`, test accuracies from scratch, one entry a network;
@@ -59,7 +59,7 @@ def draw_spectrum(
         RunError: another suffix, nothing to draw, or the picture cannot be written.
     """
     out = style.check_out(out)
-    figure = _figure(uniform=uniform, greedy=greedy, found=found, retrained=retrained, compared=compared, title=title)
+    figure = _figure(uniform=uniform, paths=paths, found=found, retrained=retrained, compared=compared, title=title)
     return style.save_figure(figure, out)
 
 
@@ -96,9 +96,10 @@ def read_spectrum(path: str | Path) -> tuple[list[Point], list[Point]]:
     return sorted(series["uniform"]), series["greedy"]
 
 
-def _figure(*, uniform, greedy, found, retrained, compared=None, title=None) -> Figure:
+def _figure(*, uniform, paths, found, retrained, compared=None, title=None) -> Figure:
     compared = compared or {}
     emitted = [*found, *(point for points in compared.values() for point in points)]
+    greedy = [point for path in paths for point in path]
     estimates = [*uniform, *greedy, *emitted]
     networks = [(run["macs"], run["accuracy"]) for run in retrained]
     if not estimates and not networks:
@@ -112,7 +113,7 @@ def _figure(*, uniform, greedy, found, retrained, compared=None, title=None) -> 
 
     figure = style.new_figure(11.2 if enlarge else 7.8, 4.4)
     panels = figure.subplots(1, 2 if enlarge else 1, squeeze=False, width_ratios=[1.25, 1] if enlarge else [1])[0]
-    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, uniform, greedy, found, compared)), (_RETRAINED, [])]
+    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, uniform, paths, found, compared)), (_RETRAINED, [])]
     for axes in panels:
         legends[1] = (_RETRAINED, _draw_retrained(axes, scale, retrained))
         style.tidy(axes)
@@ -167,20 +168,21 @@ def _frame(axes: Axes, xs: list[float], low: float, high: float) -> None:
     axes.set_ylim(low - 0.08 * tall, high + 0.08 * tall)
 
 
-def _draw_estimates(axes: Axes, scale: float, uniform, greedy, found, compared) -> list[Line2D]:
+def _draw_estimates(axes: Axes, scale: float, uniform, paths, found, compared) -> list[Line2D]:
     """Thin lines; returns what the legend shows."""
     drawn = []
     thin = {"linewidth": 1, "markersize": 4, "markerfacecolor": "white", "markeredgewidth": 0.9}
     if uniform:
         xs, ys = _columns(sorted(uniform), scale)
         drawn += axes.plot(xs, ys, "s", linestyle=":", color=style.UNIFORM, label="uniform subnets", zorder=2, **thin)
-    if greedy:
-        xs, ys = _columns(sorted(greedy), scale)
+    for i, path in enumerate(filter(None, paths)):
+        xs, ys = _columns(sorted(path), scale)
         every = max(1, len(xs) // 40)  # enough dots to say that these are steps
-        drawn += axes.plot(
+        lines = axes.plot(
             xs, ys, ".", linestyle="--", color=style.SEARCHED, label="greedy path", zorder=2, markevery=every,
             linewidth=1, markersize=3,
         )  # fmt: skip
+        drawn += lines if i == 0 else []
     emitted = {"found for a target": found, **{f"found, order {name}": compared[name] for name in sorted(compared)}}
     for i, (label, points) in enumerate(emitted.items()):
         if points:
