@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import Untraceable, as_inputs, run_node, trace
 from autoslim.search.influence import Influence
@@ -19,8 +20,6 @@ from autoslim.slimmable.layers import Slimmable
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 
-# Modules of functions that call none of a user's.
-_FUNCTIONS = {"torch.nn.functional", "torch.functional", "autoslim.channels.proxies"}
 _WRITERS = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
 
 
@@ -154,8 +153,10 @@ class PartialNet:
         """Tell whether an operation may reach a batch norm's kept statistics: all that is not known to leave them alone."""
         if node.op == "call_module":
             return not all(map(_is_plain, self.net.model.get_submodule(node.target).modules()))
-        known = isinstance(node.target, BuiltinFunctionType) or getattr(node.target, "__module__", "") in _FUNCTIONS
-        return node.op == "call_function" and (not known or node.target is F.batch_norm)
+        target, name = node.target, getattr(node.target, "__name__", "")
+        known = isinstance(target, BuiltinFunctionType) or target is read_size
+        known = known or any(getattr(module, name, None) is target for module in (F, torch.functional))
+        return node.op == "call_function" and (not known or target is F.batch_norm)
 
     @torch.inference_mode()
     def _run_again_what_differs(self, inputs) -> None:
@@ -330,11 +331,10 @@ class PartialNet:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Tell whether a layer is one of PyTorch's, without buffers and without hooks of its own."""
-    kind, hooked = getattr(type(layer), "plain", type(layer)), layer._forward_hooks or layer._forward_pre_hooks
-    return (
-        kind.__module__.startswith("torch.nn.modules.") and not any(b is not None for b in layer._buffers.values()) and not hooked
-    )
+    """Tell whether a layer is one of PyTorch's, without buffers, and without hooks or a forward of its own."""
+    kind = layer.plain if isinstance(layer, Slimmable) else type(layer)
+    own = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return kind.__module__.startswith("torch.nn.modules.") and not own and all(b is None for b in layer._buffers.values())
 
 
 def _writes(node: fx.Node) -> bool:
