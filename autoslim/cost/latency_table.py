@@ -137,7 +137,11 @@ def fitted_line(sums: Sequence[float], times: Sequence[float], least: float) -> 
     A few disturbed measurements do not move it.
 
     Args:
-        sums, times: of a few networks, in milliseconds.
+        sums, times: of the parts and end to end, of a few networks, above 0; milliseconds.
+        least: what no prediction is below; milliseconds.
+
+    Returns:
+        the factor, and the constant in milliseconds.
     """
     x, y = np.array(sums), np.array(times)
     first, second = np.triu_indices(len(x), 1)
