@@ -560,14 +560,25 @@ def test_other_weights_are_judged_anew():
 
 
 @pytest.mark.parametrize("score", ["error", "loss"])
-def test_maps_of_labels_may_leave_pixels_out(score):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16])
+def test_pixels_that_are_left_out_count_for_nothing(score, dtype):
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(a, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for a in (3, 16)]
     net = autoslim.Supernet(randomized(nn.Sequential(*blocks, nn.Conv2d(16, 4, 1))), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
     x, labels = torch.randn(40, 3, 8, 8), torch.randint(0, 4, (40, 8, 8))
-    labels[:, :2] = -100
+    labels[torch.rand(40, 8, 8) < torch.rand(40, 1, 1)] = -100  # more of some images than of others
+    labels[7] = -100
+    labels = labels.to(dtype)
     options = {"targets": {"macs": ["50%"]}, "score": score, "effort": "exact"}
     evaluators = [kind(net, [(x, labels)], [(x, labels)]) for kind in (PartialEvaluator, SupernetEvaluator)]
     (found,), (expected,) = (autoslim.greedy_search(net, evaluator=evaluator, **options) for evaluator in evaluators)
     assert found.config.channels == expected.config.channels
     assert (found.score.error, found.score.loss) == pytest.approx((expected.score.error, expected.score.loss), rel=1e-4)
+    plain = autoslim.materialize(net, found.config)
+    autoslim.calibrate(plain, [x])
+    known = (labels != -100).numpy()
+    with torch.no_grad():
+        scores = plain.eval()(x).double().log_softmax(1).permute(0, 2, 3, 1).numpy()[known]
+    classes = labels.numpy()[known]
+    by_hand = (scores.argmax(1) != classes).mean(), -scores[range(len(classes)), classes].mean()
+    assert (found.score.error, found.score.loss) == pytest.approx(by_hand, rel=1e-4)

@@ -15,6 +15,7 @@ from autoslim import spaces
 from autoslim.commands import AboveBars
 from autoslim.commands.search import search as search_command
 from autoslim.cost.budgets import Budgets, Target
+from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.greedy import PICK_RULES, narrowed
 from autoslim.search.progress import Progress
 
@@ -374,6 +375,39 @@ def test_labels_may_be_of_any_integers(effort, dtype):
     ]
     assert found[0] == found[1]
     assert autoslim.evaluate(net, [(x, labels)]) == autoslim.evaluate(net, [(x, labels.to(dtype))])
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "words"),
+    [
+        (3, torch.rand(8), "labels are float32 [8]; for class scores [8, 3] they are integers [8] from 0 to 2"),
+        (1, torch.rand(8), "the network returns [8, 1]; class scores are [N, K] of 2 classes or more"),
+        (1, torch.zeros(8, dtype=torch.long), "2 classes or more"),
+        (3, torch.zeros(8, 3, dtype=torch.long), "labels are int64 [8, 3]"),
+        (3, torch.tensor([0, 1, 2, 255] * 2), "labels are from 0 to 255"),
+        (3, torch.tensor([0, 1, -1, 2] * 2), "labels are from -1 to 2"),
+        (3, {"labels": torch.zeros(8)}, "labels are dict"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_labels_that_are_no_classes_of_the_scores_are_refused_with_the_way_out(classes, labels, words, whole):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, classes))
+    net = autoslim.Supernet(randomized(model), torch.randn(1, 3, 8, 8), divisor=4)
+    x = torch.randn(8, 3, 8, 8)
+    evaluator = SupernetEvaluator(net, [(x, labels)], [x]) if whole else None
+    with pytest.raises(autoslim.AutoSlimError) as refused:
+        list(autoslim.greedy_search(net, [(x, labels)], [x], targets={"macs": "60%"}, evaluator=evaluator))
+    assert words in str(refused.value) and "evaluator=" in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(autoslim.AutoSlimError, match="evaluator="):
+        autoslim.evaluate(net, [(x, labels)])
+
+
+def test_images_without_any_label_are_refused():
+    net, x, none = supernet(), torch.randn(8, 3, 8, 8), torch.full((8,), -100)
+    with pytest.raises(autoslim.AutoSlimError, match="all labels of the 8 images to score are -100"):
+        list(autoslim.greedy_search(net, [(x, none)], [x], targets={"macs": "60%"}))
+    with pytest.raises(autoslim.AutoSlimError, match="0 labels among 8 images"):
+        autoslim.evaluate(net, [(x, none)])
 
 
 def test_one_image_tells_nobody_apart_by_more_than_chance():

@@ -284,6 +284,42 @@ def test_no_batches_and_a_loss_that_explodes_are_errors(tmp_path):
         autoslim.retrain(tricky.Plain(), [(torch.full((2, 3, 8, 8), float("nan")), torch.tensor([0, 1]))], epochs=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_may_be_of_any_integers(dtype):
+    nets = [supernet(), supernet()]
+    rows = [
+        autoslim.train_supernet(net, [(x, y.to(kind)) for x, y in batches()], epochs=1)
+        for net, kind in zip(nets, (torch.int64, dtype))
+    ]
+    assert [row.pop("seconds") >= 0 for (row,) in rows] and rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda y: y + 3, "from . to ."),
+        (lambda y: y - 3, "from -. to ."),
+        (lambda y: y[:, None], "int64 \\[4, 1\\]"),
+        (lambda y: F.one_hot(y, 5), "int64 \\[4, 5\\]"),
+        (lambda y: y.numpy(), "ndarray"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_in_one_line(change, words):
+    (batch,) = batches(1)
+    for train, net in ((autoslim.train_supernet, supernet()), (autoslim.retrain, tricky.Plain())):
+        with pytest.raises(autoslim.AutoSlimError, match=f"labels are {words}.*integers .4. from 0 to 4.*loss=") as refused:
+            train(net, [(batch[0], change(batch[1]))], epochs=1)
+        assert "\n" not in str(refused.value)
+
+
+def test_accuracy_is_that_of_labels_that_count():
+    scores = torch.eye(5).repeat(2, 1)
+    labels = torch.tensor([0, 1, 0, -100, -100, 0, 0, 0, 3, -100])
+    assert Objective().accuracy(scores, labels) == {"accuracy": torch.tensor(4 / 7, dtype=torch.double)}
+    assert Objective().accuracy(scores, torch.full((10,), -100)) == {"accuracy": 0}
+    assert Objective().accuracy(scores, scores) == {}
+
+
 def trained(tmp_path):
     autoslim.retrain(tricky.Plain(), batches(1), folder=tmp_path, epochs=1)
     return tmp_path / "checkpoint.pt"

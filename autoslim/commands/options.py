@@ -27,6 +27,11 @@ schedule_option = click.option(
     help="How the learning rate falls, in place of the space's way.",
 )
 
+tolerance_option = click.option(
+    "--tolerance", default=1.0, show_default=True, metavar="PERCENT", type=click.FloatRange(0, 100, max_open=True),
+    help="How far below a target drawn configurations may lie.",
+)  # fmt: skip
+
 
 def parse_widths(ctx, param, value: str | None) -> list[float] | None:
     """Read "0.25,0.5,1.0"."""

@@ -19,6 +19,7 @@ from autoslim.errors import ConfigError, RunError
     help="How many for each target: the largest uniform one, and random ones.",
 )  # fmt: skip
 @click.option("--draw-seed", default=0, show_default=True, help="Seed of the random configurations.")
+@options.tolerance_option
 @click.option("--configs", metavar="A.json,B.json,..", help="These configurations of the supernet, in place of drawn ones.")
 @click.option(
     "--seeds", default="0", show_default=True, metavar="N,N,..", callback=options.parse_seeds, help="Seeds to retrain with."
@@ -30,7 +31,9 @@ from autoslim.errors import ConfigError, RunError
 @options.schedule_option
 @options.device_option
 @options.json_option
-def rank(run, targets, configurations, draw_seed, configs, seeds, out, epochs, batch_size, lr, schedule, device, as_json):
+def rank(
+    run, targets, configurations, draw_seed, tolerance, configs, seeds, out, epochs, batch_size, lr, schedule, device, as_json
+):  # fmt: skip
     """Compare the supernet's ranking of configurations with that of retraining them: Kendall's tau-b.
 
     Each configuration is retrained from scratch, with the retrain recipe of the supernet's space, on the training images of
@@ -43,8 +46,8 @@ def rank(run, targets, configurations, draw_seed, configs, seeds, out, epochs, b
     given = [Path(name.strip()) for name in configs.split(",")] if configs else []
     recipe = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule}
     measured = rank_study(
-        run, out, targets=targets, configurations=configurations, draw_seed=draw_seed, given=given, seeds=seeds, device=device,
-        **recipe,
+        run, out, targets=targets, configurations=configurations, draw_seed=draw_seed, tolerance=tolerance, given=given, seeds=seeds,
+        device=device, **recipe,
     )  # fmt: skip
     rows = rank_rows(measured)
     found = describe_rank(rows)
@@ -59,8 +62,8 @@ def rank(run, targets, configurations, draw_seed, configs, seeds, out, epochs, b
 
 
 def rank_study(
-    run: Path, out: Path, *, targets=(), configurations: int = 8, draw_seed: int = 0, given=(), seeds=(0,),
-    device: str = "auto", **overrides,
+    run: Path, out: Path, *, targets=(), configurations: int = 8, draw_seed: int = 0, tolerance: float = 1.0, given=(),
+    seeds=(0,), device: str = "auto", **overrides,
 ) -> list[dict]:  # fmt: skip
     """Score configurations on a supernet, then retrain them; returns what `rank_rows` takes.
 
@@ -75,7 +78,7 @@ def rank_study(
     if bool(targets) == bool(given):
         raise ConfigError("name what to rank: --flops-target to draw configurations, or --configs A.json,B.json,C.json")
     net, space, settings = load_supernet(run, device)
-    configs = _given(given, net, space) if given else _drawn(net, space, targets, configurations, draw_seed)
+    configs = _given(given, net, space) if given else _drawn(net, space, targets, configurations, draw_seed, tolerance)
     if len(configs) < 3:
         raise RunError(f"{', '.join(configs)}: {len(configs)} configurations have no ranking; name 3 or more, better 8")
     recipe = runs.override(space.retrain, **overrides)
@@ -98,7 +101,7 @@ def rank_study(
     return measured
 
 
-def _drawn(net, space, targets, count: int, seed: int) -> dict:
+def _drawn(net, space, targets, count: int, seed: int, tolerance: float) -> dict:
     """Return for each target the largest uniform configuration and random ones, by name."""
     from autoslim.cost.budgets import Budgets
     from autoslim.search.orders import random_configs, uniform_config
@@ -108,7 +111,8 @@ def _drawn(net, space, targets, count: int, seed: int) -> dict:
         target, amount, table = wanted.amounts["macs"], wanted.label, budgets.table
         uniform = uniform_config(net, target)
         # One more than needed, as the uniform one may be among them.
-        drawn = [c for c in random_configs(net, target, count, seed=seed) if c.widths != uniform.widths][: count - 1]
+        random = random_configs(net, target, count, tolerance=tolerance / 100, seed=seed)
+        drawn = [c for c in random if c.widths != uniform.widths][: count - 1]
         found[f"uniform-{amount}"] = _about(uniform, "uniform", target, table, space)
         found |= {f"random{i}-{amount}": _about(c, "random", target, table, space) for i, c in enumerate(drawn, 1)}
     return found

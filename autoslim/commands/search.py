@@ -45,7 +45,8 @@ def _check_terms(targets: Mapping, latency_table: Path | None, latency_device: s
 def _check_order(order: str, targets: Mapping) -> None:
     """Refuse options that an order of search does not take."""
     greedy = ["effort", "precision", "pick", "swaps"]
-    refused = {"greedy": ["evaluations"], "uniform": [*greedy, "evaluations"]}.get(order, greedy)
+    drawn = ["evaluations", "tolerance"]
+    refused = {"greedy": drawn, "uniform": [*greedy, *drawn]}.get(order, greedy)
     if given := options.given(*refused):
         raise click.UsageError(f"--order {order} does not take {given[0]}")
     if order != "greedy" and set(targets) != {"macs"}:
@@ -76,6 +77,7 @@ def _check_order(order: str, targets: Mapping) -> None:
     help="greedy; or, for comparison, to --flops-target: the largest uniform, the best of random ones, evolution.",
 )  # fmt: skip
 @click.option("--evaluations", default=100, show_default=True, type=click.IntRange(2), help="A target, of random and evolution.")
+@options.tolerance_option
 @click.option(
     "--swaps", default=0, show_default=True, type=click.IntRange(0),
     help="Then widen a group again where narrowing another pays for it, so many times at most; each try evaluates two whole "
@@ -182,8 +184,8 @@ def search_run(
 
 
 def _search(
-    run: Path, targets: Mapping, out: Path, order: str, supernet: tuple, ranks, device: str, *, evaluations=100, score=None,
-    pick=None, effort="fast", precision="fp32", swaps=0, memory_budget=None, **terms,
+    run: Path, targets: Mapping, out: Path, order: str, supernet: tuple, ranks, device: str, *, evaluations=100, tolerance=1.0,
+    score=None, pick=None, effort="fast", precision="fp32", swaps=0, memory_budget=None, **terms,
 ) -> tuple[list | None, list[str]]:  # fmt: skip
     from dataclasses import replace
 
@@ -222,7 +224,9 @@ def _search(
         if effort == "fast":
             # It samples and calibrates in batches, which are smaller where they would not fit into the memory budget.
             rules["images_at_once"] = evaluator.batch
-    draws = {} if order in ("greedy", "uniform") else {"evaluations": evaluations, "seed": settings["seed"]}
+    draws = {}
+    if order not in ("greedy", "uniform"):
+        draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "seed": settings["seed"]}
     points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, draws)
     if ranks.rank == 0:
         runs.write_run(out, "search", {"memory_budget": budget}, **about, search=rules)

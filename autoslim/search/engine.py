@@ -24,7 +24,7 @@ from autoslim.search.values import Values
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
-from autoslim.training.steps import logits_of
+from autoslim.training.steps import class_labels, logits_of
 
 log = logging.getLogger("autoslim")
 CASTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,8 +100,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._values = Values()
         self._last: dict[str, Scored] = {}  # of every candidate
         self._candidates = self._seen = 0  # since it was chosen what to keep, and the images that they saw
-        self.macs = 0
-        self.images = self._images.images
+        self.macs, self.images = 0, self._images.images
 
     @property
     def sizes(self) -> list[int]:
@@ -123,7 +122,8 @@ class PartialEvaluator(SupernetEvaluator):
             found = {}
             for i in self.ranks.own(range(len(self._given))):
                 x, target = self._given[i]
-                found[i] = costs_of(self._run_whole(x), target)
+                logits = self._run_whole(x)
+                found[i] = costs_of(logits, class_labels(logits, target), self._labelled)
         scored.seen = self.ranks.share(found)
         return scored.score(len(self._given))
 
@@ -308,11 +308,12 @@ class PartialEvaluator(SupernetEvaluator):
                 base = self._run_base("score", i, x, new, output=i not in self.base.seen)
                 if i not in self.base.seen:
                     logits = self._run_whole(x) if base is None else base[self._partial.output]
-                    found[i][""] = costs_of(logits_of(logits), target)
+                    found[i][""] = costs_of(logits_of(logits), target, self._labelled)
                 for name, each in new.items():
                     self.net.set(each.config)
                     each.measure.store()
-                    found[i][name] = costs_of(logits_of(self._run_candidate(name, "score", i, x, base)), target)
+                    logits = logits_of(self._run_candidate(name, "score", i, x, base))
+                    found[i][name] = costs_of(logits, target, self._labelled)
         for i, row in self.ranks.share(found).items():
             for name, values in row.items():
                 (judged[name] if name else self.base).seen[i] = values

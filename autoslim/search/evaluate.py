@@ -15,7 +15,7 @@ from autoslim.search.samples import Samples
 from autoslim.slimmable.calibrate import calibrate
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
-from autoslim.training.steps import logits_of
+from autoslim.training.steps import IGNORED, class_labels, logits_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Score:
     """Mistakes of a network on a set of images.
 
     Attributes:
-        error: part of the labels (one an image, or one a pixel) that are not met, 0..1.
-        loss: mean cross-entropy against the labels, in nats.
+        error: part of the labels (one an image, or one a pixel) that are not met, 0..1; those that are -100 do not count.
+        loss: mean cross-entropy against the same labels, in nats.
         images: how many images were scored.
     """
 
@@ -42,21 +42,22 @@ def evaluate(network: nn.Module, batches: Iterable) -> Score:
     """Score a network in eval mode on `(images, labels)` batches; its train/eval flags are left as they are.
 
     Raises:
-        DataError: there is no batch.
+        DataError: there is no label, or labels are no classes of the network's scores.
     """
     device = next(network.parameters()).device
     wrong = labels = images = 0
     loss = 0.0
     with eval_mode(network):
         for x, target in batches:
-            x, target = to_device(x, device), target.to(device, torch.long)
-            logits = logits_of(network(*as_inputs(x)))
-            wrong += (logits.argmax(dim=1) != target).sum().item()
-            loss += F.cross_entropy(logits.double(), target, reduction="sum").item()
-            labels += target.numel()  # every pixel may have one
+            logits = logits_of(network(*as_inputs(to_device(x, device))))
+            target = class_labels(logits, to_device(target, device))
+            known = target != IGNORED
+            wrong += ((logits.argmax(dim=1) != target) & known).sum().item()
+            loss += F.cross_entropy(logits.double(), target, ignore_index=IGNORED, reduction="sum").item()
+            labels += known.sum().item()  # every pixel may have one
             images += len(target)
-    if not images:
-        raise DataError("there are 0 images to score; pass at least one batch")
+    if not labels:
+        raise DataError(f"there are 0 labels among {images} images to score; pass batches that hold some")
     return Score(wrong / labels, loss / labels, images)
 
 
@@ -74,7 +75,7 @@ class SupernetEvaluator:
         batch: how many images are scored at once, at most, where no image's score depends on the others of its batch.
 
     Raises:
-        DataError: there is no batch to score, or none to calibrate with.
+        DataError: there is no batch to score, none of its images has a label, or there is none to calibrate with.
     """
 
     def __init__(self, net: Supernet, images: Iterable, calibration: Iterable, *, calibration_images: int = 1024):
@@ -87,7 +88,10 @@ class SupernetEvaluator:
         self._calibration = calibration
         for batches, what in ((self._images, "score"), (self._calibration, "calibrate batch norm with")):
             if not len(batches):
-                raise DataError(f"there are 0 images to {what}; pass at least one batch")
+                raise DataError(f"there are 0 images to {what}; pass at least one batch (an exhausted generator gives none)")
+        self._labelled = self._images.labelled()
+        if not self._labelled:
+            raise DataError(f"all labels of the {self._images.images} images to score are {IGNORED}; pass some that have one")
         self.batch = max(self._images.sizes)
 
     def score(self, config: ChannelConfig) -> Score:

@@ -176,8 +176,8 @@ class _Window:
         found = self.new(count, self._draw)
         if not found:
             raise TargetError(
-                f"no configuration was found within {self._tolerance:.3g} of flops target {_in_short(self._most)} below it, "
-                f"in {_PATIENCE} tries; name another target, widen tolerance, or lower the divisor of the grid"
+                f"no configuration was found within {100 * self._tolerance:.3g} % below flops target {_in_short(self._most)}, "
+                f"in {_PATIENCE} tries; name another target, raise the tolerance, or lower the divisor of the grid"
             )
         return found
 

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.trace import to_device
 from autoslim.data.loader import Loader
+from autoslim.training.steps import IGNORED
 
 # Batches that images of an exact search are sorted among, at least. With half as many it runs 5 % more.
 STRAND = 15
@@ -82,6 +83,12 @@ class Samples:
     def shapes(self) -> set[tuple]:
         """Return the shapes that inputs and labels of one image have, the labels' last."""
         return {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._stored}
+
+    def labelled(self) -> float:
+        """Return which part of the labels is not `IGNORED`; 1 where they are no tensors."""
+        labels = [target.long() for _, target in self._stored if isinstance(target, Tensor)]
+        total = sum(target.numel() for target in labels)
+        return sum((target != IGNORED).sum().item() for target in labels) / total if total else 1.0
 
     def joined(self) -> "Samples":
         """Return all images as one batch, in one piece of memory."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from autoslim.channels.config import ChannelConfig
 from autoslim.search.evaluate import Score
 from autoslim.slimmable.calibrate import Measure
+from autoslim.training.steps import IGNORED
 
 
 class Scored:
@@ -33,16 +34,21 @@ class Scored:
         return Score(error, loss, values.shape[1])
 
 
-def costs_of(logits: Tensor, target: Tensor) -> Tensor:
+def costs_of(logits: Tensor, target: Tensor, labelled: float = 1.0) -> Tensor:
     """Return mistakes, losses and risks `[3, N]` of every image, on the device.
+
+    Of an image with a map of labels they are means over all of the map, divided by what part of all images' maps is `labelled`,
+    so that their mean over all images is that over all labels.
 
     A risk, from 0 to 1, is how far another class is above the label's: where mistakes of other widths will be, mistakes alone do
     not tell. Near 1/2 they are made and mended soonest.
     """
     logits, target = logits.to(torch.double, copy=True), target.long()
-    wrong = (logits.argmax(dim=1) != target).double()
-    loss = F.cross_entropy(logits, target, reduction="none")
-    label = target.clamp(min=0).unsqueeze(1)  # those below 0 are left out by the loss
+    known = target != IGNORED
+    wrong = ((logits.argmax(dim=1) != target) & known).double()
+    loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
+    label = target.clamp(min=0).unsqueeze(1)
     of_label = logits.gather(1, label).squeeze(1)
-    risk = (logits.scatter_(1, label, -torch.inf).amax(dim=1) - of_label).sigmoid()
-    return torch.stack([value.flatten(1).mean(1) if value.dim() > 1 else value for value in (wrong, loss, risk)])
+    risk = (logits.scatter_(1, label, -torch.inf).amax(dim=1) - of_label).sigmoid() * known
+    costs = torch.stack([value.flatten(1).mean(1) if value.dim() > 1 else value for value in (wrong, loss, risk)])
+    return costs / labelled

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from autoslim.channels.trace import as_inputs
-from autoslim.errors import ModelError
+from autoslim.errors import DataError, ModelError
 from autoslim.sandwich import Sandwich
 from autoslim.slimmable.supernet import Supernet
 from autoslim.slimmable.switchable import SwitchableNet
+
+IGNORED = -100  # the label of what counts neither as right nor as wrong, as in torch's cross_entropy
 
 
 def logits_of(output) -> Tensor:
@@ -25,6 +27,37 @@ def logits_of(output) -> Tensor:
         else:
             raise ModelError(f"the network returns {type(output).__name__}; return class scores [N, K], or a tuple led by them")
     return output
+
+
+def class_labels(scores: Tensor, labels) -> Tensor:
+    """Return labels as int64, once they are known to be classes of the scores.
+
+    Args:
+        scores: class scores `[N, K]`, or a map of them `[N, K, ...]`.
+        labels: whole numbers from 0 to K - 1, or `IGNORED`: `[N]`, or a map of them `[N, ...]`.
+
+    Raises:
+        DataError: they are no such labels.
+    """
+    other = (
+        "for another task pass loss= to the training, evaluator= (anything with score(config) -> autoslim.Score) to the search"
+    )
+    if scores.dim() < 2 or scores.shape[1] < 2:
+        raise DataError(f"the network returns {list(scores.shape)}; class scores are [N, K] of 2 classes or more; {other}")
+    shape, last = [len(scores), *scores.shape[2:]], scores.shape[1] - 1
+    found = type(labels).__name__
+    if isinstance(labels, Tensor):
+        found = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        if list(labels.shape) == shape and not labels.is_floating_point() and not labels.is_complex():
+            labels = labels.long()
+            known = labels[labels != IGNORED]
+            if not len(known) or (known.min() >= 0 and known.max() <= last):
+                return labels
+            found = f"from {known.min().item()} to {known.max().item()}"
+    raise DataError(
+        f"labels are {found}; for class scores {list(scores.shape)} they are integers {shape} from 0 to {last}, and {IGNORED} "
+        f"where there is none; {other}"
+    )
 
 
 class Objective:
@@ -41,12 +74,17 @@ class Objective:
         self._smoothing = label_smoothing
         self._loss = loss
         self._distill = distill
+        self._checked = False  # the labels of a first batch: to look at all of them would make a GPU wait
 
     def loss(self, output, target) -> Tensor:
         """Return the loss against the labels."""
         if self._loss is not None:
             return self._loss(output, target)
-        return F.cross_entropy(logits_of(output), target, label_smoothing=self._smoothing)
+        scores, soft = logits_of(output), isinstance(target, Tensor) and target.is_floating_point()
+        if not soft and not self._checked:
+            class_labels(scores, target)
+            self._checked = True
+        return F.cross_entropy(scores, target if soft else target.long(), label_smoothing=self._smoothing)
 
     def for_others(self, widest_output, target) -> Callable[..., Tensor]:
         """Return the loss of a narrower network as a function of its output."""
@@ -59,10 +97,15 @@ class Objective:
         return lambda output: F.cross_entropy(logits_of(output), soft)
 
     def accuracy(self, output, target) -> dict[str, Tensor]:
-        """Return the part of the labels that the class scores get right; nothing where a loss of one's own knows better."""
-        if self._loss is not None:
+        """Return the part of the labels that the class scores get right.
+
+        Nothing where a loss of one's own knows better, and where labels are probabilities.
+        """
+        if self._loss is not None or target.is_floating_point():
             return {}
-        return {"accuracy": (logits_of(output).detach().argmax(dim=1) == target).double().mean()}
+        target = target.long()
+        right = (logits_of(output).detach().argmax(dim=1) == target).double().sum()
+        return {"accuracy": right / (target != IGNORED).sum().clamp(min=1)}
 
 
 def joint_step(net, x, target, *, settings: Iterable, objective: Objective) -> list[dict[str, Tensor]]:
