@@ -32,6 +32,12 @@ def supernet(kind=tricky.Residual):
     return autoslim.Supernet(randomized(kind()), kind.inputs(1), divisor=4)
 
 
+def test_memory_is_that_of_the_weights_as_they_are():
+    net = supernet().half()
+    cost = Budgets(net, ["memory"], batch=2).costs(net.narrowest())["memory"]
+    assert cost == peak_memory_bytes(autoslim.materialize(net, net.narrowest()), torch.randn(2, 3, 8, 8).half())
+
+
 # Costs ------------------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +236,11 @@ def test_numbers_of_amounts_that_cannot_be_paired_are_refused():
 )
 def test_targets_out_of_reach_are_refused_with_the_range(targets, words):
     assert refused(**targets) == words
+
+
+def test_a_kind_that_is_not_counted_is_refused():
+    with pytest.raises(autoslim.AutoSlimError, match="budgets do not count memory; pass Budgets"):
+        Budgets(supernet(), ["macs"]).check({"macs": "60%", "memory": "50%"})
 
 
 def test_an_amount_that_the_full_network_meets_simply_holds():

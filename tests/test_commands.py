@@ -100,6 +100,12 @@ def test_plot_draws(what, supernet, search, network, tmp_path):
         assert (tmp_path / f"{what}.{suffix}").stat().st_size > 5000
 
 
+def test_plot_passes_over_other_json_files(supernet, tmp_path):
+    shutil.copytree(supernet, tmp_path / "run")
+    (tmp_path / "run" / "search" / "mine.json").write_text('{"note": 1}')
+    assert run("plot", tmp_path / "run", "--out", tmp_path / "plot.png", "--what", "channels") == 0
+
+
 def test_plot_says_which_search_it_does_not_draw(search, network, tmp_path, capsys):
     (tmp_path / "supernet").mkdir()
     shutil.copy(search.parent / "config.json", tmp_path / "supernet")

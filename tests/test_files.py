@@ -28,6 +28,13 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path):
     assert path.read_text() == "new" and names(tmp_path) == ["a.json"]
 
 
+def test_names_in_any_language_are_written_alike_whatever_the_locale(tmp_path):
+    code = "from autoslim.files import atomic_write\nwith atomic_write('out') as file: file.write('gr\\xf6\\xdfe')"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **plain}, check=True)
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "gr\xf6\xdfe"
+
+
 def test_a_file_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "a.json", tmp_path, tmp_path / ("a" * 300)):

@@ -16,7 +16,7 @@ from autoslim.cost import latency, latency_table
 from autoslim.cost.latency import Latency, Setup, measure, measure_latency, remeasure, time_calls, using_threads, width_message
 from autoslim.cost.latency_parts import Parts
 from autoslim.cost.latency_table import fitted_line, open_table
-from autoslim.errors import ModelError, RunError
+from autoslim.errors import ConfigError, ModelError, RunError
 from autoslim.slimmable import family
 from cli import printed, refused, run
 
@@ -180,6 +180,16 @@ def test_parts_follow_layers_and_what_belongs_to_them():
         ["head"],
     ]
     assert [len(part.axes) for part in parts] == [1, 2, 1, 2, 1]
+
+
+def test_two_widths_of_a_layer_are_measured_at_least():
+    with pytest.raises(ConfigError, match="points is 1"):
+        open_table(supernet(), EXAMPLE, measure=Fake(), points=1)
+
+
+def test_the_spread_of_few_repeats_lies_within_them():
+    found = Latency.of([1.0, 9.0], "cpu")
+    assert 1 <= found.low_ms < found.median_ms == 5 < found.high_ms <= 9
 
 
 def test_between_measured_widths_the_table_is_bilinear():

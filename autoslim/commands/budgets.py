@@ -14,6 +14,7 @@ from autoslim.cost.latency import Latency, Remeasured, Setup, remeasure, width_m
 from autoslim.cost.latency_table import LatencyTable, open_table, read_setup
 from autoslim.errors import RunError
 from autoslim.factories import load_rules
+from autoslim.files import probe_writable
 from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space
@@ -83,6 +84,8 @@ def open_budgets(
         untimed = Budgets(net, [kind for kind in targets if kind != "latency"], precision=size_precision, batch=batch)
         check_budgets(targets, {**untimed.full, "latency": 1e12}, {**untimed.narrowest, "latency": 0.0})
         path = latency_table or run / f"latency-{setup.label}.json"
+        if not path.exists():
+            probe_writable(path.parent)
         example, rules = drawn_input(space.input_shape), load_rules(space.groups["rules"])
 
         def before(full: Latency, narrowest: Latency) -> None:

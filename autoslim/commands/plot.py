@@ -104,13 +104,24 @@ def _system(settings: dict) -> str:
 
 
 def _found(search: Path) -> list:
-    """Return the searched configurations of a search folder, the most expensive first."""
-    from autoslim.channels.config import ChannelConfig
+    """Return the searched configurations of a search folder, the most expensive first; other JSON files are passed over."""
+    from autoslim.channels.config import FORMAT, ChannelConfig
+    from autoslim.files import read_json
 
-    skip = ("config.json",)
-    configs = [ChannelConfig.load(path) for path in sorted(search.glob("*.json")) if path.name not in skip]
+    def is_configuration(path: Path) -> bool:
+        document = read_json(path, RunError)
+        return isinstance(document, dict) and document.get("format") == FORMAT
+
+    configs = [ChannelConfig.load(path) for path in sorted(search.glob("*.json")) if is_configuration(path)]
     searched = [config for config in configs if config.provenance.get("kind") == "searched"]
     return sorted(searched, key=lambda config: -config.cost["macs"])
+
+
+def _some_found(search: Path) -> list:
+    """Return what `_found` finds; raises RunError where that is nothing."""
+    if not (found := _found(search)):
+        raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
+    return found
 
 
 def _order(config) -> str:
@@ -141,9 +152,7 @@ def _spectrum(searches: list[Path], retrained: list[dict], out: Path) -> None:
 def _channels(search: Path, out: Path) -> None:
     from autoslim.report.channels import draw_channels
 
-    found = _found(search)
-    if not found:
-        raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
+    found = _some_found(search)
     draw_channels(
         out, [(_label(config), config.channels) for config in found], default=found[0].provenance.get("default_channels")
     )
@@ -153,9 +162,7 @@ def _path(search: Path, out: Path) -> None:
     from autoslim.report.channels import draw_path
     from autoslim.search.trace import SearchTrace
 
-    found = _found(search)
-    if not found:
-        raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
+    found = _some_found(search)
     groups = {name: full for name, (_, full) in found[0].channels.items()}
     if (order := _order(found[0])) != "greedy":
         raise RunError(f"{search} was searched by --order {order}, which walks no path; draw that of a greedy search")

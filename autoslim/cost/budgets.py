@@ -80,7 +80,14 @@ class Budgets:
         return costs
 
     def check(self, targets: Mapping[str, Iterable[float | str] | float | str]) -> "list[Target]":
-        """Return targets for this network, see `check_budgets`."""
+        """Return targets for this network, see `check_budgets`.
+
+        Raises:
+            TargetError: see `check_budgets`.
+            ConfigError: there is an amount of a kind that is not counted.
+        """
+        if lacking := [kind for kind in targets if kind not in self.full]:
+            raise ConfigError(f"budgets do not count {', '.join(lacking)}; pass Budgets(net, {list(targets)})")
         return check_budgets(targets, self.full, self.narrowest)
 
 

@@ -44,7 +44,7 @@ class Latency:
     @classmethod
     def of(cls, times: Sequence[float], device: str) -> "Latency":
         """Return the latency of measured times in milliseconds."""
-        deciles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]]
+        deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]]
         return cls(statistics.median(times), deciles[0], deciles[-1], len(times), device)
 
     @classmethod

@@ -17,7 +17,7 @@ from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
 from autoslim.cost.latency import Latency, Setup, measure, width_message
 from autoslim.cost.latency_parts import Parts
-from autoslim.errors import RunError
+from autoslim.errors import ConfigError, RunError
 from autoslim.files import read_json, write_json
 from autoslim.slimmable.family import place
 from autoslim.slimmable.materialize import materialize
@@ -74,10 +74,10 @@ class LatencyTable:
         axes = list(dict.fromkeys(axis for row in surfaces for axis in row))
         self._factors = np.array([axis.factors for axis in axes]).reshape(len(axes), len(self._names))
         self._points = [list(axis.points) for axis in axes]
-        place = {axis: i for i, axis in enumerate(axes)}
+        number = {axis: i for i, axis in enumerate(axes)}
         self._fixed = float(sum(grid for row, grid in surfaces.items() if not row))
-        self._lines = [(place[row[0]], grid.tolist()) for row, grid in surfaces.items() if len(row) == 1]
-        self._planes = [(place[row[0]], place[row[1]], grid.tolist()) for row, grid in surfaces.items() if len(row) == 2]
+        self._lines = [(number[row[0]], grid.tolist()) for row, grid in surfaces.items() if len(row) == 1]
+        self._planes = [(number[row[0]], number[row[1]], grid.tolist()) for row, grid in surfaces.items() if len(row) == 2]
 
     def milliseconds(self, widths: ChannelConfig | Mapping[str, int]) -> float:
         """Return the predicted time of one forward pass at a configuration (or at group names to channels)."""
@@ -185,11 +185,14 @@ def open_table(
 
     Raises:
         ModelError: the network cannot be traced.
+        ConfigError: `points` is below 2.
         RunError: the file holds another network, or another device, batch, number of threads, backend or version of it.
     """
     setup = setup or Setup()
     net = _on(net, setup.device)
-    points = points or _stored_points(path) or 16
+    points = _stored_points(path) or 16 if points is None else points
+    if points < 2:
+        raise ConfigError(f"points is {points}; between 2 or more widths of a layer a table interpolates")
     parts = Parts(net, setup.inputs(example), rules=rules, points=points)
     with _Records(path, net, setup, parts, points) as records:
         whole = _Whole(net, setup.inputs(example), records, rounds, measure)

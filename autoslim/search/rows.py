@@ -21,9 +21,12 @@ def read_rows(path: Path, columns: Sequence[str], parse: Callable[[list[str]], R
         what: what the file ought to be, for the message.
 
     Raises:
-        RunError: the file has other columns, or a damaged row.
+        RunError: the file cannot be read, has other columns, or a damaged row.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); pass the name of a file that can") from error
     whole, newline, unfinished = text.rpartition("\n")
     if not newline and ",".join(columns).startswith(text):
         return [], False  # cut off within its first line
