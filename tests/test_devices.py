@@ -1,5 +1,7 @@
 """A search where the weights are: on the CPU, and on a GPU of a machine that has one."""
 
+import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ from tricky import randomized
 import autoslim
 from autoslim.cost.latency import Setup, remeasure
 from autoslim.cost.latency_table import open_table
-from autoslim.search import engine
+from autoslim.search import engine, ranks
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.ranks import Ranks
@@ -57,7 +59,7 @@ def test_a_descent_in_parts_decides_as_one_that_runs_every_candidate_whole(kind,
 
 
 def test_an_exact_search_on_a_gpu_takes_an_eighth_of_many_images_at_once(monkeypatch):
-    monkeypatch.setattr(engine, "_on_cpu", lambda net: False)
+    monkeypatch.setattr(engine, "on_cpu", lambda net: False)
     monkeypatch.setattr(engine, "GPU_BATCH", 4)
     net = supernet(tricky.Residual, "cpu")
     images, calibration = data("cpu", 1, 50, 35), data("cpu", 2, 16, 8)
@@ -169,8 +171,25 @@ def test_processes_share_half_of_the_free_memory_of_a_gpu(monkeypatch, cards, ex
     assert Ranks().memory_budget(torch.device("cuda")) == pytest.approx(expected * 1e9)
 
 
-def test_a_search_on_a_cpu_takes_4_gb_by_default():
-    assert Ranks().memory_budget(torch.device("cpu")) == 4e9
+@pytest.mark.parametrize(
+    ("free", "others", "expected"),
+    [
+        (100e9, [], 4e9),
+        (6e9, [], 3e9),
+        (16e9, [("a", 16e9)] * 7, 1e9),  # eight processes on one machine
+        (16e9, [("b", 4e9)], 2e9),  # all cut the images alike
+        (math.inf, [], 4e9),  # it cannot be told
+    ],
+)
+def test_processes_share_half_of_the_free_memory_of_a_machine_up_to_4_gb(monkeypatch, free, others, expected):
+    monkeypatch.setattr("platform.node", lambda: "a")
+    monkeypatch.setattr(ranks, "_free_memory", lambda: free)
+    monkeypatch.setattr(Ranks, "share", lambda ranks, own: own | dict(enumerate(others, 1)))
+    assert Ranks().memory_budget(torch.device("cpu")) == expected
+
+
+def test_free_memory_is_some_of_what_there_is():
+    assert 2**20 < ranks._free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,29 @@ def test_what_it_saves_makes_up_for_what_it_costs():
         assert contest.best == best
 
 
+def test_who_leaves_a_race_is_who_is_worse_for_what_it_saves():
+    places = torch.arange(400)
+    by_chance = 0.2 * (places.remainder(2).double() * 2 - 1)
+    # Dear at any time, but for what it saves hardly worse at the first decision, and better in the end.
+    dear = 10 * (torch.where(places < 100, 0.11, 0.05).double() + by_chance)
+    losses = {"": torch.zeros(400).double(), "dear": dear, "cheap": torch.full((400,), 0.1).double()}
+    contest, evaluator = contest_of(Race, losses, savings={"dear": 10.0, "cheap": 1.0}, z=2.0, least=100, most=400, every=10)
+    contest.enter(["dear", "cheap"])
+    assert contest.best == "dear" and evaluator.looked["dear"] > 10
+
+
+def test_the_best_is_judged_on_all_images_that_decided_for_it():
+    base = torch.ones(400).double()
+    close = base + 0.2 * torch.randn(400, generator=torch.Generator().manual_seed(0)).double().sub_(0.01)
+    losses = {"": base, "best": base - 0.01, "close": close, "worse": base + 1.0}
+    contest, _ = contest_of(Race, losses, z=9.0, least=100, most=400, every=100)
+    contest.enter(["best", "close"])
+    contest.enter(["worse"])
+    judged = contest.close()
+    assert contest.best == "best"
+    assert {name: each.score.images for name, each in judged.items()} == {"best": 400, "close": 400, "worse": 100}
+
+
 @pytest.mark.parametrize("kind", [ExactContest, Race])
 @pytest.mark.parametrize("seed", range(4))
 def test_batches_that_are_run_together_decide_as_one_after_another(kind, seed):

@@ -241,6 +241,13 @@ def test_a_target_does_not_depend_on_the_others(order):
     assert together == alone
 
 
+def test_what_was_scored_for_one_target_is_not_scored_again_for_another():
+    evaluator, trace = Table(lumpy), OrderTrace()
+    options = {"evaluations": 40, "tolerance": 0.3, "evaluator": evaluator, "trace": trace}
+    list(random_search(supernet(divisor=1, steps=4), targets={"macs": ["60%", "59%"]}, **options))
+    assert len(evaluator.asked) == len({row.widths for row in trace.rows}) < len(trace.rows)
+
+
 def test_a_configuration_without_a_score_is_never_picked():
     net = deep()
     trace = OrderTrace()

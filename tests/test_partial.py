@@ -17,6 +17,7 @@ from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import as_inputs
 from autoslim.search.engine import PartialEvaluator, step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.influence import Influence
 from autoslim.search.partial import PartialNet
 
 
@@ -335,6 +336,87 @@ class Squeezes(nn.Module):
 
 
 KEPT = [*CLASSIFIERS, SharedNorm, NormAsFunction, InPlace, Squeezes]
+
+
+LEADING = {
+    tricky.Residual: {"stem": ["stem", "bn"], "a": ["a", "bn_a"]},
+    tricky.Concat: {"a": ["a"], "b": ["b"], "mix": []},  # no part of a concatenation is the leading one
+    SharedNorm: {"stem": ["stem"], "between": ["between"], "head.0": ["head_0", "head_3"]},  # it sees other values, too
+    Squeezes: {"stem": ["stem"], "down": [], "body": ["body"]},  # kernels of one pixel add up in other orders
+}
+
+
+@pytest.mark.parametrize("kind", LEADING, ids=lambda kind: kind.__name__)
+def test_what_a_group_leaves_as_the_leading_part_is_not_run_again(kind):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = autoslim.Supernet(randomized(kind()), x, divisor=1, steps=4)
+    nodes = PartialNet(net, as_inputs(x))._nodes
+    influence = Influence(net, nodes)  # as the graph says, before any of it is run
+    names = {group: [nodes[i].name for i in sorted(found)] for group, found in influence.leading.items()}
+    assert names == LEADING[kind]
+    for group, found in influence.leading.items():
+        assert found <= influence.changed[group] and influence.again(group) == influence.changed[group] - found
+
+
+class ReadsAgain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.b(y.add_(1.0))
+        return self.out((y + z).mean((2, 3)))
+
+
+class Counts(ReadsAgain):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.out(self.b(self.a(x)).relu().mean((2, 3))) * self.calls
+
+
+class Changes(ReadsAgain):
+    calls = itertools.count(1)
+
+    def forward(self, x):
+        return self.out(self.b(self.a(x)).relu().mean((2, 3))) * next(self.calls)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (ReadsAgain, "add_ writes into a value that is read again"),
+        (Changes, "its graph gives another output than its forward"),
+        (Counts, "its output with a narrower a is another when it is run in parts"),
+    ],
+)
+def test_a_network_that_would_run_wrong_in_parts_is_run_whole(kind, words, caplog):
+    torch.manual_seed(0)
+    net = autoslim.Supernet(kind(), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    with caplog.at_level("INFO"):
+        assert type(step_evaluator(net, batches([20], 0), batches([8], 1))) is SupernetEvaluator
+    assert f"every candidate is run whole: {words}" in caplog.text
+
+
+def test_a_network_may_be_deep():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *(nn.ReLU() for _ in range(1100)), nn.Flatten(), nn.Linear(288, 3))
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=4)
+    assert type(step_evaluator(net, batches([8], 0), batches([8], 1))) is PartialEvaluator
+
+
+def test_a_network_without_batch_norm_is_not_run_to_calibrate_it():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    net = autoslim.Supernet(nn.Sequential(body, nn.Flatten(), nn.Linear(512, 5)), torch.randn(2, 3, 8, 8), divisor=4)
+    found = []
+    for calibration in (batches([96, 96], 1), batches([1], 2)):
+        evaluator = PartialEvaluator(net, batches([40], 0), calibration)
+        (point,) = autoslim.greedy_search(net, targets={"macs": "60%"}, score="loss", evaluator=evaluator)
+        found.append((point.config.channels, point.score, evaluator.macs))
+    assert found[0] == found[1]
 
 
 def walk(net, data, calibration, share=1.0):

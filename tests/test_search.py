@@ -1,5 +1,6 @@
 import functools
 import logging
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,9 +16,11 @@ from autoslim import spaces
 from autoslim.commands import AboveBars
 from autoslim.commands.search import search as search_command
 from autoslim.cost.budgets import Budgets, Target
-from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.contest import Judged, Step, WholeContest
+from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.greedy import PICK_RULES, narrowed
 from autoslim.search.progress import Progress
+from autoslim.search.trace import Candidate
 
 
 def data(count, seed):
@@ -288,6 +291,24 @@ def test_a_lower_target_goes_on_from_the_trace(tmp_path):
     assert points[0].cost == table.cost(points[0].config)
 
 
+@pytest.mark.parametrize("change", [{"pick": "drop-per-saving"}, {"score": "error"}])
+def test_a_fast_search_does_not_go_on_with_the_trace_of_another_rule(change):
+    net, trace = supernet(tricky.Concat), autoslim.SearchTrace()
+    # By its loss "mix" costs least, "a" for what it saves; by its mistakes "b" does.
+    costs = {"error": {"a": 0.02, "b": 0.01, "mix": 0.02}, "loss": {"a": 0.011, "b": 0.02, "mix": 0.01}}
+
+    def made_up(config):
+        return Score(*(1 - sum(row[name] * width for name, width in config.widths.items()) for row in costs.values()), 10)
+
+    evaluator = SimpleNamespace(score=made_up)
+    options = {"targets": {"macs": "60%"}, "score": "loss", "trace": trace, "evaluator": evaluator}
+    (found,) = autoslim.greedy_search(net, **options)
+    (again,) = autoslim.greedy_search(net, **options)
+    assert again.config.channels == found.config.channels
+    with pytest.raises(autoslim.AutoSlimError, match="written by another search"):
+        list(autoslim.greedy_search(net, **{**options, **change}))
+
+
 def test_a_trace_written_by_another_rule_is_never_mixed_in(tmp_path):
     net, path = supernet(tricky.Concat), tmp_path / "trace.csv"
     table, full = autoslim.CostTable(net), net.full().widths
@@ -357,6 +378,21 @@ def test_the_time_left_is_reckoned_from_where_a_search_went_on(monkeypatch):
     assert told == ["recorded", "one step, 50 in 00:24"]
 
 
+def test_the_bar_shows_the_way_in_the_kind_that_is_least_far(monkeypatch):
+    targets = [Target({"macs": 80.0, "params": 9.0}, "first"), Target({"macs": 50.0, "params": 5.0}, "last")]
+    now = [0.0]
+    monkeypatch.setattr("autoslim.search.progress.time.monotonic", lambda: now[0])
+    with Progress({"macs": 100.0, "params": 10.0}, targets, shown=True) as shown:
+        told = []
+        monkeypatch.setattr(shown._bar, "set_postfix_str", told.append)
+        now[0] = 10.0
+        shown.update({"macs": 75.0, "params": 9.5}, "on the way")
+        assert shown._bar.n == pytest.approx(10)
+        shown.update({"macs": 75.0, "params": 8.0}, "first is met")
+        assert shown._bar.n == pytest.approx(40)
+    assert told == ["on the way, first in 00:10, last in 01:30", "first is met, last in 00:15"]
+
+
 def test_pick_rules_have_the_same_names_everywhere():
     (option,) = [each for each in search_command.params if each.name == "pick"]
     assert list(option.type.choices) == list(PICK_RULES)
@@ -400,6 +436,61 @@ def test_labels_that_are_no_classes_of_the_scores_are_refused_with_the_way_out(c
     assert words in str(refused.value) and "evaluator=" in str(refused.value) and "\n" not in str(refused.value)
     with pytest.raises(autoslim.AutoSlimError, match="evaluator="):
         autoslim.evaluate(net, [(x, labels)])
+
+
+@pytest.mark.parametrize("base", [float("nan"), float("inf"), float("-inf")])
+def test_a_base_without_a_score_lets_no_candidate_without_one_win(base):
+    step = Step(None, Score(0.5, base, 8), dict.fromkeys("abc"), dict.fromkeys("abc", 1.0), {"a": 1, "b": 2, "c": 3}, "loss")
+    losses = {"a": float("nan"), "b": 9.0, "c": 0.1}
+    evaluator = Table(lambda config: None)
+    contest = WholeContest(evaluator, step)
+    contest.judged = {name: Judged(Score(0.5, loss, 8), step.base_score) for name, loss in losses.items()}
+    assert step.best({name: contest.value(name) for name in losses}) == "c"
+    candidates = [Candidate(1, name, 4, 1, 0.5, loss, 8, 0.5, base) for name, loss in losses.items()]
+    assert step.best({c.group: step.value(c.group, c.increase("loss")) for c in candidates}) == "c"
+
+
+def test_several_labels_an_image_are_scored_as_they_are_given():
+    class Cells(nn.Module):
+        """Class scores of the 4 cells of every image, one below the other."""
+
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 16, 3, stride=4, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 5, 1)
+            )
+
+        def forward(self, x):
+            return self.body(x).permute(0, 2, 3, 1).reshape(-1, 5)
+
+    torch.manual_seed(0)
+    net = autoslim.Supernet(randomized(Cells()), torch.randn(2, 3, 8, 8), divisor=4)
+    batches = [(torch.randn(n, 3, 8, 8), torch.randint(0, 5, (4 * n,))) for n in (70, 9)]
+    (found,) = autoslim.greedy_search(net, batches, batches, targets={"macs": "60%"}, score="loss")
+    expected = SupernetEvaluator(net, batches, batches).score(found.config)
+    assert (found.score.error, found.score.loss) == pytest.approx((expected.error, expected.loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("part", ["score", "calibrate"])
+def test_a_batch_without_images_is_refused(part):
+    some, none = data(8, 0), [(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long))]
+    given = {"score": (none, some), "calibrate": (some, none)}[part]
+    with pytest.raises(autoslim.AutoSlimError, match=f"0 images to {part}"):
+        list(autoslim.greedy_search(supernet(), *given, targets={"macs": "60%"}))
+
+
+def test_a_trace_that_is_a_folder_is_refused(tmp_path):
+    with pytest.raises(autoslim.AutoSlimError, match="cannot be read"):
+        autoslim.SearchTrace(tmp_path)
+
+
+def test_an_evaluator_of_ones_own_may_judge_candidates_together():
+    net = supernet()
+    table = Table(lambda widths: sum(widths.values()) / 1000)
+    table.contest = lambda step, effort: WholeContest(table, step)
+    (found,) = autoslim.greedy_search(net, targets={"macs": "60%"}, evaluator=table, effort="exact")
+    (expected,) = autoslim.greedy_search(net, targets={"macs": "60%"}, evaluator=Table(table.error), effort="exact")
+    assert found.config.channels == expected.config.channels
 
 
 def test_images_without_any_label_are_refused():

@@ -77,6 +77,38 @@ def test_what_was_evaluated_is_not_evaluated_again(tmp_path):
     assert (tmp_path / "swaps.csv").read_text() == text and len(evaluator.asked) < 2 * count
 
 
+def test_as_many_swaps_are_told_as_were_made_and_the_last_is_marked():
+    net, evaluator, budgets, point = found(1)
+    options = {"budgets": budgets, "evaluator": evaluator, "score": "loss"}
+    last, count = point, 0
+    while True:
+        trace = OrderTrace()
+        better = swap(net, point, rounds=count + 1, trace=trace, **options)
+        picked = [row.widths for row in trace.rows if row.picked]
+        assert picked == [tuple(better.config.widths.values())]
+        if better.config.widths == last.config.widths:
+            break
+        count += 1
+        assert better.config.estimate == {"kind": "supernet estimate", **better.score.to_json(), "swaps": count}
+        last = better
+    assert count > 1
+
+
+def test_a_swap_to_a_configuration_without_a_score_is_never_made():
+    net, evaluator, budgets, point = found(1)
+    options = {"budgets": budgets, "score": "loss", "rounds": 1}
+    first = swap(net, point, evaluator=evaluator, **options).config.widths
+    assert first != point.config.widths
+
+    class Lacking(Separable):
+        def score(self, config):
+            found = super().score(config)
+            return autoslim.Score(0.5, float("nan"), 10) if config.widths == first else found
+
+    other = swap(net, point, evaluator=Lacking(net, 1), **options)
+    assert other.config.widths != first and other.score.loss <= point.score.loss
+
+
 def test_no_rounds_change_nothing():
     net, evaluator, budgets, point = found(0)
     assert swap(net, point, budgets=budgets, evaluator=evaluator, score="loss", rounds=0) is point and not evaluator.asked

@@ -102,8 +102,8 @@ def _check_order(order: str, targets: Mapping) -> None:
 @click.option(
     "--memory-budget", metavar="BYTES",
     help="Memory of each process for what candidates share and what is kept from step to step; with less, more is computed "
-    "again. The images come on top, a byte for every channel of every pixel.  [default: 4GB; half of what is free on "
-    "a GPU, shared by the processes on it]",
+    "again. The images come on top, a byte for every channel of every pixel.  [default: half of what is free where it "
+    "runs, shared by the processes there; on a CPU 4GB at most]",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
@@ -250,8 +250,7 @@ def _search(
         reached.append((point.cost.macs, point.score))
         if order == "greedy":
             equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
-            estimate = {"kind": "supernet estimate", **evaluator.score(equal).to_json()}
-            pair.append(("uniform-", finish(equal, estimate, point.target, kind="uniform")))
+            pair.append(("uniform-", finish(equal, evaluator.score(equal).estimate(), point.target, kind="uniform")))
         if swaps and "swaps" not in point.config.estimate:
             notes.append(f"{point.target.label}: no swap helped")
         for prefix, each in pair:

@@ -9,11 +9,12 @@ from itertools import accumulate
 from torch import Tensor
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.search.evaluate import Score
+from autoslim.search.evaluate import Score, increase
 from autoslim.search.ranks import Ranks
 
-# By how much more, in mistakes or nats an image and before it is divided by what they save, candidates of an exact search may cost
-# than the one that costs least so far when they go on together: less saves images, more lets them share what they read of the base.
+# Candidates of an exact search whose lower bound is within this much of the least one, in mistakes or nats an image before it is
+# divided by what they save, see their next batches in the same round. With less they see fewer images; with more they share more
+# of what is run of the base.
 RISE = 0.0005
 
 
@@ -79,7 +80,7 @@ class WholeContest:
         own = self._ranks.own(range(len(names)))
         found = self._ranks.share({i: self._evaluator.score(step.candidates[names[i]]) for i in own})
         self.judged |= {names[i]: Judged(score, step.base_score) for i, score in found.items()}
-        self.best = step.best({n: step.value(n, _increase(j.score, j.base, step.score)) for n, j in self.judged.items()})
+        self.best = step.best({name: self.value(name) for name in self.judged})
 
     @property
     def best_value(self) -> float:
@@ -149,13 +150,14 @@ class ExactContest(_PartsContest):
     def __init__(self, evaluator, step: Step):
         super().__init__(evaluator, step)
         self._last = len(evaluator.sizes)
-        self._base = math.nan  # what the base costs, a mean over all images
+        self._base = math.nan  # what candidates are compared with, a mean over all images, see `increase`
         self._sums: dict[str, float] = {}  # of what the images cost that were seen so far
         self._rounded: set[str] = set()  # whose sums are of fractions
 
     def _compare(self, names):
         self._evaluator.look({}, range(self._last))
-        self._base = getattr(self._evaluator.base.score(self._last), self._step.score)
+        base = getattr(self._evaluator.base.score(self._last), self._step.score)
+        self._base = base if math.isfinite(base) else 0.0
         self._sums |= dict.fromkeys(names, 0.0)
         self._batches |= dict.fromkeys(names, 0)
         self._go_on(lambda name: not self._batches[name])
@@ -268,4 +270,4 @@ def batches_with(images: int, sizes: Sequence[int]) -> int:
 
 
 def _increase(score: Score, base: Score, which: str) -> float:
-    return getattr(score, which) - getattr(base, which)
+    return increase(getattr(score, which), getattr(base, which))

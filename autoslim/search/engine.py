@@ -13,7 +13,7 @@ from autoslim.channels.trace import as_inputs
 from autoslim.cost.amounts import KINDS
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
-from autoslim.search.evaluate import Score, SupernetEvaluator, scored_alone
+from autoslim.search.evaluate import Score, SupernetEvaluator, on_cpu, scored_alone, to_measure
 from autoslim.search.keep import Keeping, kept_of
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.places import alike, equal, same_anywhere
@@ -46,8 +46,8 @@ class PartialEvaluator(SupernetEvaluator):
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
         memory_budget: bytes that values may take in this process, kept and of a batch at work; by default `Ranks.memory_budget`.
-            What does not fit is computed again; images to score come in smaller batches where they have to; calibration batches cannot
-            be cut (in a fast search to no fewer than 16 images): if one does not fit, all are run whole for every candidate.
+            What does not fit is computed again; images to score come in smaller batches. Calibration batches do not (in a fast search
+            down to 16 images): if one does not fit, all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
@@ -67,26 +67,26 @@ class PartialEvaluator(SupernetEvaluator):
             raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(CASTS)}")
         if unknown := set(race or ()) - set(RACE):
             raise ConfigError(f"race has {', '.join(map(repr, sorted(unknown)))}; it takes {', '.join(RACE)}")
-        if len({shapes[-1] for shapes in self._images.shapes()}) > 1:
-            raise NotPartial("its label maps are of several sizes")
+        if len({shapes[-1] for shapes in self._images.shapes()}) > 1 or not self._images.per_image():
+            raise NotPartial("images do not have a label, or a map of labels of one size, each")
         self.ranks = Ranks()
         budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else memory_budget
         # In 16 bits, and on GPUs, the order in which kernels add up depends on the channels that they make, and on the batch.
-        leading = precision == "fp32" and _on_cpu(net)
+        leading = precision == "fp32" and on_cpu(net)
         self._partial = PartialNet(net, self._images.cut(2)[0][0], rules, leading=leading)
         self._keeping = Keeping(self._partial)
+        self._calibration = to_measure(net, self._calibration)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
         alone = scored_alone(net)
         self.batch = min(_batch_of(net), self._most)
         self._sorts = alone and len(self._images.shapes()) == 1
-        if self._sorts:
-            self._images = self._images.joined()
+        self._images = self._images.joined() if self._sorts else self._images
         # Whole configurations are scored on the images in the order in which they are given, joined and cut into the same batches
         # at any time: the last digits of an image's loss depend on how many others are in its batch.
         self._given = self._images = self._images.cut(self.batch) if alone else self._images
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given, where they are sorted
-        larger = self._sorts and not _on_cpu(net) and self._given.images // (GPU_BATCHES * self.ranks.count)
+        larger = self._sorts and not on_cpu(net) and self._given.images // (GPU_BATCHES * self.ranks.count)
         self._exact_batch = min(self._most, max(self.batch, larger))
         largest = max(*self._given.sizes, *self._calibration.sizes, self._exact_batch)
         self._room = budget - min(budget / 2, 2 * largest * self._partial.bytes)
@@ -235,11 +235,11 @@ class PartialEvaluator(SupernetEvaluator):
     def _choose_what_to_keep(self, images: int) -> None:
         """Choose which values are kept, of candidates and of the base, where `images` are scored at most."""
 
-        def own(batches: Sequence[int]) -> int:
+        def of_busiest(batches: Sequence[int]) -> int:
             return max(sum(batches[rank :: self.ranks.count]) for rank in range(self.ranks.count))
 
-        calibration, scored = self._used.sizes, own(self.sizes[: batches_with(images, self.sizes)])
-        calibrated = max(own(calibration), calibration[0])
+        calibration, scored = self._used.sizes, of_busiest(self.sizes[: batches_with(images, self.sizes)])
+        calibrated = max(of_busiest(calibration), calibration[0])
         part = self._seen / (self._candidates * images) if self._candidates else 1.0
         self._candidates = self._seen = 0
         keep, of_base = self._keeping.choose(calibrated + part * scored, calibrated + scored, self._room)
@@ -388,13 +388,10 @@ def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEva
         if (precision := options.get("precision", "fp32")) != "fp32":
             raise ConfigError(f"precision {precision} is for networks that run in parts; take fp32 ({error})") from error
         log.info("every candidate is run whole: %s", error)
-        return SupernetEvaluator(net, images.cut(_batch_of(net)) if scored_alone(net) else images, calibration)
+        alone = scored_alone(net) and images.per_image()
+        return SupernetEvaluator(net, images.cut(_batch_of(net)) if alone else images, calibration)
 
 
 def _batch_of(net: Supernet) -> int:
     """Return how many images are scored at once."""
-    return CPU_BATCH if _on_cpu(net) else GPU_BATCH
-
-
-def _on_cpu(net: Supernet) -> bool:
-    return next(net.parameters()).device.type == "cpu"
+    return CPU_BATCH if on_cpu(net) else GPU_BATCH

@@ -1,5 +1,6 @@
 """Score networks, and candidates of a search, on images."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -12,7 +13,7 @@ from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs, to_device
 from autoslim.errors import DataError
 from autoslim.search.samples import Samples
-from autoslim.slimmable.calibrate import calibrate
+from autoslim.slimmable.calibrate import Measure, calibrate
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 from autoslim.training.steps import IGNORED, class_labels, logits_of
@@ -35,6 +36,20 @@ class Score:
     def to_json(self) -> dict:
         """Return the score as a JSON object."""
         return asdict(self)
+
+    def estimate(self) -> dict:
+        """Return the score as what a configuration says of a supernet's estimate."""
+        return {"kind": "supernet estimate", **self.to_json()}
+
+    def rank(self, which: str) -> float:
+        """Return the "error" or the "loss" to order by; one that is no number is the worst."""
+        value = getattr(self, which)
+        return value if value == value else math.inf
+
+
+def increase(value: float, base: float) -> float:
+    """Return by how much a score is above that of a base; the score itself where that of the base is no finite number."""
+    return value - base if math.isfinite(base) else value
 
 
 @torch.inference_mode()
@@ -87,7 +102,7 @@ class SupernetEvaluator:
             calibration = Samples(calibration, device, least=calibration_images, labels=False)
         self._calibration = calibration
         for batches, what in ((self._images, "score"), (self._calibration, "calibrate batch norm with")):
-            if not len(batches):
+            if not batches.images:
                 raise DataError(f"there are 0 images to {what}; pass at least one batch (an exhausted generator gives none)")
         self._labelled = self._images.labelled()
         if not self._labelled:
@@ -99,6 +114,20 @@ class SupernetEvaluator:
         self.net.set(config)
         calibrate(self.net, self._calibration)
         return evaluate(self.net, self._images)
+
+
+def to_measure(net: Supernet, calibration: Samples) -> Samples:
+    """Return the batches that calibrate a network: one image of them where no statistics would be measured."""
+    with torch.inference_mode(), eval_mode(net), Measure() as measure:
+        net(*as_inputs(calibration.cut(2, most=2)[0][0]))
+    counts, _ = measure.moments()
+    (x, _), device = calibration.cut(1, most=1)[0], next(net.parameters()).device
+    return calibration if counts else Samples([(x, None)], device, labels=False)
+
+
+def on_cpu(net: Supernet) -> bool:
+    """Tell whether a supernet lies on the CPU."""
+    return next(net.parameters()).device.type == "cpu"
 
 
 def scored_alone(net: Supernet) -> bool:

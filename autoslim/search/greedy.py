@@ -77,7 +77,8 @@ def greedy_search(
     """Slim a trained supernet greedily and yield one configuration a target, largest target first.
 
     From full width, each step tries groups one choice narrower (or as the pick rule says), calibrates BN for each candidate,
-    scores it and keeps the best; ties go to the candidate that costs fewer multiply-adds, then to the earlier group.
+    scores it and keeps the best; ties go to the candidate that costs fewer multiply-adds, then to the earlier group. The supernet
+    is left at other widths than it had, with other BN statistics. Under torchrun all processes have to call it.
 
     Args:
         net: the supernet.
@@ -102,21 +103,24 @@ def greedy_search(
         TargetError: a target is out of reach; raised by the call itself, before any evaluation.
         ConfigError: `score`, `pick` or a kind of targets is unknown, or neither images nor an evaluator is given.
     """
-    if score not in SCORES:
-        raise ConfigError(f"score {score!r} is unknown; pass one of {', '.join(SCORES)}")
     if pick not in PICK_RULES:
         raise ConfigError(f"pick {pick!r} is unknown; pass one of {', '.join(PICK_RULES)}")
     if effort not in EFFORTS:
         raise ConfigError(f"effort {effort!r} is unknown; pass one of {', '.join(EFFORTS)}")
     budgets = budgets or Budgets(net, targets)
-    if lacking := [kind for kind in targets if kind not in budgets.full]:
-        raise ConfigError(f"budgets do not count {', '.join(lacking)}; pass Budgets(net, {list(targets)})")
     wanted = budgets.check(targets)
+    check_judge(score, images, calibration, evaluator)
     if evaluator is None:
-        if images is None or calibration is None:
-            raise ConfigError("the search needs images and calibration batches, or an evaluator; pass them")
         evaluator = step_evaluator(net, images, calibration, calibration_images=calibration_images)
     return _descend(net, budgets, evaluator, wanted, score, pick, effort, trace or SearchTrace(), progress)
+
+
+def check_judge(score: str, images, calibration, evaluator) -> None:
+    """Raise ConfigError unless it is known what judges the configurations of a search."""
+    if score not in SCORES:
+        raise ConfigError(f"score {score!r} is unknown; pass one of {', '.join(SCORES)}")
+    if evaluator is None and (images is None or calibration is None):
+        raise ConfigError("the search needs images and calibration batches, or an evaluator; pass them")
 
 
 def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progress) -> Iterator[SearchPoint]:
@@ -211,16 +215,15 @@ def narrowed(net: Supernet, budgets: Budgets, widths, costs, kinds: Iterable[str
 def _check_recorded(candidates: list[Candidate], step: Step, effort: str) -> None:
     """Raise RunError unless the recorded candidates of a step are its own, and the picked one, the last, is the best.
 
-    The best of a fast search is that of several samples, which the record does not tell apart.
+    That is the best of those that were judged on the same images: who left a race early was judged on others.
     """
     *_, picked = candidates
     legal = {name: (config.widths[name], step.macs[name]) for name, config in step.candidates.items()}
     known = all(legal.get(each.group) == (each.width, each.macs) for each in candidates)
     known &= len({each.group for each in candidates}) == len(candidates)
     known &= effort != "exact" or len(candidates) == len(legal)  # all of them are judged
-    # Who left early was judged on other images.
     values = {c.group: step.value(c.group, c.increase(step.score)) for c in candidates if known and c.images == picked.images}
-    if not known or (effort == "exact" and step.best(values) != picked.group):
+    if not known or step.best(values) != picked.group:
         raise RunError(
             f"the trace was written by another search (step {picked.step} narrowed {picked.group!r} to {picked.width} channels); "
             "search with the same settings, or into another folder"
@@ -240,7 +243,7 @@ def _point(net, budgets, evaluator, target: Target, widths: dict[str, int], at: 
     cost = budgets.table.cost(widths)
     config = _config(net, widths)
     # A fast search judged it on a sample.
-    roughly = hasattr(evaluator, "contest") and (effort == "fast" or evaluator.precision != "fp32")
+    roughly = hasattr(evaluator, "contest") and (effort == "fast" or getattr(evaluator, "precision", "fp32") != "fp32")
     score = evaluator.score(config) if roughly else Score(at.error, at.loss, at.images)
-    config = replace(config, cost=cost.to_json(), estimate={"kind": "supernet estimate", **score.to_json()})
+    config = replace(config, cost=cost.to_json(), estimate=score.estimate())
     return SearchPoint(target, config, cost, score, at.step)

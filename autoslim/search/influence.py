@@ -71,8 +71,9 @@ class Influence:
 
     def channels(self, i: int) -> int:
         """Return the channels of a leading value at the widths that are set."""
-        axes = [row[0] for row in _axes(self._layer(i)).values() if row and row[0] is not None]
-        return axes[0].active() if axes else self.channels(self.sources[i][0])
+        while not (axes := [row[0] for row in _axes(self._layer(i)).values() if row and row[0] is not None]):
+            i = self.sources[i][0]
+        return axes[0].active()
 
     def _follows(self) -> list[set[int]]:
         """Return for every operation the groups that its own tensors and numbers follow."""

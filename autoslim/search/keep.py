@@ -18,8 +18,8 @@ class Keeping:
     """Chooses the operations whose values are kept from step to step, for every candidate and for the base.
 
     Once a group is narrowed, candidates that lie before it go on from what its layers read, or from what the next ones read.
-    What saves most multiply-adds a byte besides what is kept already, were all groups as likely to be narrowed, is kept next;
-    what fits after that, for the base alone. What keeping some values saves is the same at every step, and reckoned once.
+    Taken greedily: next is kept what saves most multiply-adds a byte, as if every group were as likely to be narrowed; what room
+    is left goes to values of the base alone. What keeping some values saves is the same at every step, and reckoned once.
 
     Args:
         partial: the supernet that is run in parts.

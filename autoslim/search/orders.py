@@ -15,7 +15,7 @@ from autoslim.cost.budgets import Budgets
 from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError, RunError, TargetError
 from autoslim.search.evaluate import Score, SupernetEvaluator
-from autoslim.search.greedy import SCORES, SearchPoint
+from autoslim.search.greedy import SearchPoint, check_judge
 from autoslim.search.rows import append_rows, read_rows, write_rows
 from autoslim.slimmable.supernet import Supernet
 
@@ -189,7 +189,7 @@ class _Window:
             fresh = widths is not None and widths not in known and widths not in found
             misses = 0 if fresh else misses + 1
             found.update({widths: None} if fresh else {})
-        if 0 < count != len(found):
+        if len(found) < count:
             log.info("only %d of %d new configurations were found just below %s", len(found), count, _in_short(self._most))
         return list(found)
 
@@ -249,8 +249,7 @@ class _Search:
         self, net: Supernet, images, calibration, targets, *, score: str = "error", evaluator=None, trace=None,
         calibration_images: int = 1024, progress: bool = False,
     ):  # fmt: skip
-        if score not in SCORES:
-            raise ConfigError(f"score {score!r} is unknown; pass one of {', '.join(SCORES)}")
+        check_judge(score, images, calibration, evaluator)
         if set(targets) != {"macs"}:
             raise ConfigError(f"targets are for {', '.join(map(repr, targets)) or 'nothing'}; pass {{'macs': [...]}}")
         self._net, self._score, self._progress = net, score, progress
@@ -258,8 +257,6 @@ class _Search:
         self.macs = _macs_of(net)
         self.targets = {target.amounts["macs"]: target for target in Budgets(net, ["macs"]).check(targets)}
         if evaluator is None:
-            if images is None or calibration is None:
-                raise ConfigError("the search needs images and calibration batches, or an evaluator; pass them")
             evaluator = SupernetEvaluator(net, images, calibration, calibration_images=calibration_images)
         self._evaluator = evaluator
 
@@ -275,9 +272,7 @@ class _Search:
                 macs = self.macs(widths)
                 evaluate = lambda: self._evaluator.score(net.make_config(widths))  # noqa: E731
                 score = self._trace.score(target, len(found), widths, macs, evaluate)
-                value = getattr(score, self._score)
-                # A configuration without a score (its loss is no number) is the worst.
-                key = (math.inf if math.isnan(value) else value, macs, len(found))
+                key = (score.rank(self._score), macs, len(found))
                 found[widths] = key, score
                 bar.set_postfix_str(f"best {self._score} {min(key[0] for key, _ in found.values()):.4f}")
                 bar.update()
@@ -291,7 +286,7 @@ class _Search:
 
     def _point(self, target: float, widths: Widths, score: Score) -> SearchPoint:
         cost = CostTable(self._net).cost(config := self._net.make_config(widths))
-        config = replace(config, cost=cost.to_json(), estimate={"kind": "supernet estimate", **score.to_json()})
+        config = replace(config, cost=cost.to_json(), estimate=score.estimate())
         step = sum(choice > width for row, width in zip(self._net.widths, widths) for choice in row.choices)
         return SearchPoint(target=self.targets[target], config=config, cost=cost, score=score, step=step)
 

@@ -1,10 +1,13 @@
 """The processes that share the work of a search (torchrun)."""
 
+import contextlib
+import math
 import os
 import platform
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -34,22 +37,23 @@ class Ranks:
         return name
 
     def memory_budget(self, device: torch.device) -> float:
-        """Return the bytes that a search takes in every process by default: 4 GB, on GPUs half of the smallest share of what is
-        free on one.
+        """Return the bytes that a search takes in every process by default: half of its share of what is free, of a GPU or of the
+        memory of its machine, and no more than 4 GB on a CPU; the smallest of all processes.
 
         All processes ask together and get the same, as the sizes of batches follow from it.
 
         Args:
             device: of this process.
         """
-        card, memory = None, 8e9
+        card, memory = platform.node(), _free_memory()
         if device.type == "cuda":
             uuid = getattr(torch.cuda.get_device_properties(device), "uuid", device)
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
             card, memory = (platform.node(), str(uuid)), torch.cuda.mem_get_info(device)[0] + kept
         of_all = self.share({self.rank: (card, memory)}).values()
         sharing = Counter(card for card, _ in of_all)
-        return min(memory / 2 if card is None else memory // (2 * sharing[card]) for card, memory in of_all)
+        least = min(memory / (2 * sharing[card]) for card, memory in of_all)
+        return least if device.type == "cuda" else min(4e9, least)
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -69,3 +73,12 @@ class Ranks:
         dist.all_gather_object(gathered, results)
         merged = {key: value for part in gathered for key, value in part.items()}
         return dict(sorted(merged.items()))
+
+
+def _free_memory() -> float:
+    """Return how many bytes this machine can still give to programs, as far as it tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return math.inf

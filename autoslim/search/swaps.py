@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from autoslim.cost.budgets import Budgets
+from autoslim.search.evaluate import Score
 from autoslim.search.greedy import SearchPoint
 from autoslim.search.orders import OrderTrace
 from autoslim.slimmable.supernet import Supernet
@@ -29,15 +30,14 @@ def swap(
     trace = OrderTrace() if trace is None else trace
     wanted = float(next(iter(point.target.amounts.values())))
     names = [width.name for width in net.widths]
-    found: dict[tuple, object] = {}
+    found: dict[tuple, Score] = {}
 
     def judge(widths: tuple[int, ...]) -> float:
         if widths not in found:
             config = net.make_config(widths)
             macs = budgets.table.cost(config).macs
             found[widths] = trace.score(wanted, len(found), widths, macs, lambda: evaluator.score(config))
-        value = getattr(found[widths], score)
-        return value if value == value else float("inf")
+        return found[widths].rank(score)
 
     def met(widths: tuple[int, ...]) -> bool:
         return point.target.met(budgets.costs(dict(zip(names, widths))))
@@ -67,5 +67,5 @@ def swap(
         return point
     config, scored = net.make_config(widths), found[widths]
     cost = budgets.table.cost(config)
-    estimate = {"kind": "supernet estimate", **scored.to_json(), "swaps": swaps}
+    estimate = {**scored.estimate(), "swaps": swaps}
     return replace(point, config=replace(config, cost=cost.to_json(), estimate=estimate), cost=cost, score=scored)

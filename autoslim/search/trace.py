@@ -3,6 +3,7 @@
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from autoslim.search.evaluate import increase
 from autoslim.search.rows import append_rows, read_rows, write_rows
 
 
@@ -35,7 +36,7 @@ class Candidate:
 
     def increase(self, score: str) -> float:
         """Return by how much the "error" or the "loss" is above that of what was narrowed."""
-        return getattr(self, score) - getattr(self, f"base_{score}")
+        return increase(getattr(self, score), getattr(self, f"base_{score}"))
 
 
 COLUMNS = [*(field.name for field in fields(Candidate)), "picked"]
