@@ -100,6 +100,15 @@ def test_plot_draws(what, supernet, search, network, tmp_path):
         assert (tmp_path / f"{what}.{suffix}").stat().st_size > 5000
 
 
+def test_data_that_is_not_here_is_named_with_where_it_was(supernet, tmp_path, capsys):
+    shutil.copytree(supernet, tmp_path / "run")
+    about = tmp_path / "run" / "config.json"
+    about.write_text(about.read_text().replace('"data": "digits"', '"data": "folder:pictures"'))
+    told = refused(capsys, "search", tmp_path / "run", "--flops-target", "60%", "--out", tmp_path / "out")
+    assert "pictures: no such folder" in told and "as seen from the folder that it was trained in" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_plot_passes_over_other_json_files(supernet, tmp_path):
     shutil.copytree(supernet, tmp_path / "run")
     (tmp_path / "run" / "search" / "mine.json").write_text('{"note": 1}')

@@ -335,6 +335,18 @@ def test_a_trace_written_by_another_rule_is_never_mixed_in(tmp_path):
         assert taken == [(c.step, c.group) for c in fresh_trace.path_taken()]
 
 
+@pytest.mark.parametrize("change", [lambda rows: rows[1:], lambda rows: [rows[0], *rows]], ids=["one less", "one twice"])
+def test_a_step_of_an_exact_search_has_every_candidate_once(change):
+    net, table, trace = supernet(tricky.Concat), Table(lambda widths: 1 / sum(widths.values())), autoslim.SearchTrace()
+    options = {"targets": {"macs": "60%"}, "trace": trace, "evaluator": table}
+    list(exact_search(net, **options))
+    last = max(candidate.step for candidate, _ in trace.rows)
+    whole = list(trace.rows)
+    trace.rows = [row for row in whole if row[0].step < last] + change([row for row in whole if row[0].step == last])
+    with pytest.raises(autoslim.AutoSlimError, match="written by another search"):
+        list(exact_search(net, **options))
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "{}\n", "step,group\n"])
 def test_a_foreign_file_is_refused_and_kept(tmp_path, text):
     path = tmp_path / "trace.csv"

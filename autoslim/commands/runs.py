@@ -115,12 +115,17 @@ def held_out_images(run: Path, settings: dict, input_shape, device: torch.device
 
     Raises:
         RunError: nothing was held out, or the images have changed since.
+        DataError: they cannot be read.
     """
     if settings["held_out"] is None:
         raise RunError(
             f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
         )
-    images = load_images(settings["data"], input_shape, settings["held_out"], settings["seed"], device, settings["skip_corrupt"])
+    data, held_out = settings["data"], settings["held_out"]
+    try:
+        images = load_images(data, input_shape, held_out, settings["seed"], device, settings["skip_corrupt"])
+    except DataError as error:
+        raise DataError(f"{error} ({run} learnt from {data!r}, as seen from the folder that it was trained in)") from error
     if settings.get("images", images.counts()) != images.counts():
         raise RunError(
             f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
