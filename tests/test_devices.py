@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -172,7 +173,7 @@ def test_processes_share_half_of_the_free_memory_of_a_gpu(monkeypatch, cards, ex
 
 
 @pytest.mark.parametrize(
-    ("free", "others", "expected"),
+    ("memory", "others", "expected"),
     [
         (100e9, [], 4e9),
         (6e9, [], 3e9),
@@ -181,15 +182,18 @@ def test_processes_share_half_of_the_free_memory_of_a_gpu(monkeypatch, cards, ex
         (math.inf, [], 4e9),  # it cannot be told
     ],
 )
-def test_processes_share_half_of_the_free_memory_of_a_machine_up_to_4_gb(monkeypatch, free, others, expected):
+def test_processes_share_half_of_the_memory_of_a_machine_up_to_4_gb(monkeypatch, memory, others, expected):
     monkeypatch.setattr("platform.node", lambda: "a")
-    monkeypatch.setattr(ranks, "_free_memory", lambda: free)
+    monkeypatch.setattr(ranks, "_machine_memory", lambda: memory)
     monkeypatch.setattr(Ranks, "share", lambda ranks, own: own | dict(enumerate(others, 1)))
     assert Ranks().memory_budget(torch.device("cpu")) == expected
 
 
-def test_free_memory_is_some_of_what_there_is():
-    assert 2**20 < ranks._free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+@pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="this system does not tell in this way")
+def test_the_memory_of_the_machine_is_what_the_system_says():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("MemTotal:")]
+    assert ranks._machine_memory() == pytest.approx(1024 * int(line.split()[1]), rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Searches that do not evaluate every candidate on every image."""
 
+import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from tricky import randomized
 import autoslim
 from autoslim.search.contest import RISE, ExactContest, Race, Step
 from autoslim.search.engine import PartialEvaluator
-from autoslim.search.greedy import PICK_RULES
+from autoslim.search.greedy import PICK_RULES, _candidate, _check_recorded
 from autoslim.search.lazy import Lazy
 from autoslim.search.trace import Candidate
 
@@ -200,7 +202,8 @@ def test_the_best_is_that_of_all_images_whoever_enters_first_and_however_many_pr
         whole = Scripted({name: torch.stack([row, row]) for name, row in rows.items()}, sizes)
         whole.look(whole.entries, range(len(sizes)))
         costs = {name: getattr(entry.score(len(sizes)), score) for name, entry in {"": whole.base, **whole.entries}.items()}
-        assert contest.best == step.best({name: step.value(name, costs[name] - costs[""]) for name in names})
+        below = costs[""] if math.isfinite(costs[""]) else 0.0  # such a base compares with nothing
+        assert contest.best == step.best({name: step.value(name, costs[name] - below) for name in names})
 
 
 @pytest.mark.parametrize("score", ["error", "loss"])
@@ -312,6 +315,32 @@ def test_who_leaves_a_race_is_who_is_worse_for_what_it_saves():
     contest, evaluator = contest_of(Race, losses, savings={"dear": 10.0, "cheap": 1.0}, z=2.0, least=100, most=400, every=10)
     contest.enter(["dear", "cheap"])
     assert contest.best == "dear" and evaluator.looked["dear"] > 10
+
+
+def test_a_race_in_which_an_earlier_best_is_better_in_the_end_goes_on_from_its_record():
+    first, alternating = torch.arange(1000) < 500, torch.tensor([0.3, -0.3]).double().repeat(500)
+    base = torch.ones(1000).double()
+    losses = {"": base, "a": base + torch.where(first, 0.02, -0.02), "b": base + 0.001 + alternating}
+    losses |= {"c": base + 0.01, "d": base + 0.011 + alternating}  # they enter when "a" leads
+    contest, _ = contest_of(Race, losses, z=2.0, least=500, most=1000, every=250)
+    contest.enter(["a", "b"])
+    contest.enter(["c", "d"])
+    judged = contest.close()
+    assert contest.best == "c" and {judged[name].score.images for name in "abcd"} == {1000}
+    configs = {name: SimpleNamespace(widths={name: 4}) for name in losses if name}
+    step = Step(None, None, configs, dict.fromkeys(configs, 1.0), dict.fromkeys(configs, 1), "loss")
+    candidates = [_candidate(2, name, 4, 1, judged[name]) for name in "abdc"]
+    assert min(candidates, key=lambda each: each.increase("loss")).group != "c"
+    _check_recorded(candidates, step, "fast")
+    with pytest.raises(autoslim.AutoSlimError, match="another search"):
+        _check_recorded(candidates, replace(step, savings={**step.savings, "d": 10.0}), "fast")
+
+
+def test_nothing_is_predicted_from_a_step_whose_base_had_no_finite_score():
+    lazy = Lazy("loss", at_once=1)
+    run(lazy, 1, {"a": 0.4, "b": 0.1, "c": 0.2})
+    lazy.learn([Candidate(1, "c", 8, 100, 0.5, 3.0, 10, 0.5, float("inf"))])
+    assert run(lazy, 2, {"a": 0.4, "b": 0.2, "c": 0.1}) == [["c"]]
 
 
 def test_the_best_is_judged_on_all_images_that_decided_for_it():

@@ -412,11 +412,28 @@ def test_a_network_without_batch_norm_is_not_run_to_calibrate_it():
     body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
     net = autoslim.Supernet(nn.Sequential(body, nn.Flatten(), nn.Linear(512, 5)), torch.randn(2, 3, 8, 8), divisor=4)
     found = []
-    for calibration in (batches([96, 96], 1), batches([1], 2)):
+    for calibration in (batches([96, 96], 1), batches([2], 2)):
         evaluator = PartialEvaluator(net, batches([40], 0), calibration)
         (point,) = autoslim.greedy_search(net, targets={"macs": "60%"}, score="loss", evaluator=evaluator)
         found.append((point.config.channels, point.score, evaluator.macs))
     assert found[0] == found[1]
+
+
+def test_a_norm_without_statistics_is_still_given_a_batch():
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 16)]
+    layers += [nn.BatchNorm1d(16, track_running_stats=False), nn.ReLU(), nn.Linear(16, 5)]
+    torch.manual_seed(0)
+    net = autoslim.Supernet(nn.Sequential(*layers), torch.randn(2, 3, 8, 8), divisor=4)
+    data, calibration = batches([40], 0), batches([16, 1], 1)[:1]
+    found = [
+        next(
+            autoslim.greedy_search(
+                net, targets={"macs": "60%"}, score="loss", effort="exact", evaluator=kind(net, data, calibration)
+            )
+        )
+        for kind in (PartialEvaluator, SupernetEvaluator)
+    ]
+    assert found[0].config.channels == found[1].config.channels
 
 
 def walk(net, data, calibration, share=1.0):

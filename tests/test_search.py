@@ -435,6 +435,7 @@ def test_labels_may_be_of_any_integers(effort, dtype):
         (3, torch.tensor([0, 1, 2, 255] * 2), "labels are from 0 to 255"),
         (3, torch.tensor([0, 1, -1, 2] * 2), "labels are from -1 to 2"),
         (3, {"labels": torch.zeros(8)}, "labels are dict"),
+        (3, torch.tensor(2), "labels are int64 []"),
     ],
 )
 @pytest.mark.parametrize("whole", [False, True])
@@ -481,6 +482,7 @@ def test_several_labels_an_image_are_scored_as_they_are_given():
     (found,) = autoslim.greedy_search(net, batches, batches, targets={"macs": "60%"}, score="loss")
     expected = SupernetEvaluator(net, batches, batches).score(found.config)
     assert (found.score.error, found.score.loss) == pytest.approx((expected.error, expected.loss), rel=1e-6)
+    assert found.score.images == 79
 
 
 @pytest.mark.parametrize("part", ["score", "calibrate"])

@@ -302,6 +302,8 @@ def test_labels_may_be_of_any_integers(dtype):
         (lambda y: y[:, None], "int64 \\[4, 1\\]"),
         (lambda y: F.one_hot(y, 5), "int64 \\[4, 5\\]"),
         (lambda y: y.numpy(), "ndarray"),
+        (lambda y: y.float(), "float32 \\[4\\]"),
+        (lambda y: y.float()[:, None], "float32 \\[4, 1\\]"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused_in_one_line(change, words):

@@ -64,7 +64,7 @@ def open_budgets(
         size_precision, batch, latency_device, threads, latency_table: as `autoslim search` takes them.
 
     Raises:
-        RunError: a device is not available, or the table is of another network, device or version.
+        RunError: a device is not available, or the table is of another network, device or version, or cannot be written.
         TargetError: an amount cannot be read, paired or reached; a latency far out of reach before layers are measured.
     """
     table = None

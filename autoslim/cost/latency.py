@@ -44,8 +44,9 @@ class Latency:
     @classmethod
     def of(cls, times: Sequence[float], device: str) -> "Latency":
         """Return the latency of measured times in milliseconds."""
-        deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]]
-        return cls(statistics.median(times), deciles[0], deciles[-1], len(times), device)
+        deciles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]]
+        low, high = max(deciles[0], min(times)), min(deciles[-1], max(times))  # those of few lie outside
+        return cls(statistics.median(times), low, high, len(times), device)
 
     @classmethod
     def over(cls, rounds: Sequence["Latency"]) -> "Latency":

@@ -46,8 +46,8 @@ class PartialEvaluator(SupernetEvaluator):
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
         memory_budget: bytes that values may take in this process, kept and of a batch at work; by default `Ranks.memory_budget`.
-            What does not fit is computed again; images to score come in smaller batches. Calibration batches do not (in a fast search
-            down to 16 images): if one does not fit, all are run whole for every candidate.
+            What does not fit is computed again; images to score come in smaller batches. Calibration batches are not cut, but for a
+            fast search, down to 16 images: if one does not fit, all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
@@ -68,7 +68,7 @@ class PartialEvaluator(SupernetEvaluator):
         if unknown := set(race or ()) - set(RACE):
             raise ConfigError(f"race has {', '.join(map(repr, sorted(unknown)))}; it takes {', '.join(RACE)}")
         if len({shapes[-1] for shapes in self._images.shapes()}) > 1 or not self._images.per_image():
-            raise NotPartial("images do not have a label, or a map of labels of one size, each")
+            raise NotPartial("labels are not one an image, or one map of the same size an image")
         self.ranks = Ranks()
         budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else memory_budget
         # In 16 bits, and on GPUs, the order in which kernels add up depends on the channels that they make, and on the batch.

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs, to_device
 from autoslim.errors import DataError
-from autoslim.search.samples import Samples
+from autoslim.search.samples import Samples, images_of
 from autoslim.slimmable.calibrate import Measure, calibrate
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
@@ -70,7 +70,7 @@ def evaluate(network: nn.Module, batches: Iterable) -> Score:
             wrong += ((logits.argmax(dim=1) != target) & known).sum().item()
             loss += F.cross_entropy(logits.double(), target, ignore_index=IGNORED, reduction="sum").item()
             labels += known.sum().item()  # every pixel may have one
-            images += len(target)
+            images += images_of(x)
     if not labels:
         raise DataError(f"there are 0 labels among {images} images to score; pass batches that hold some")
     return Score(wrong / labels, loss / labels, images)
@@ -117,12 +117,14 @@ class SupernetEvaluator:
 
 
 def to_measure(net: Supernet, calibration: Samples) -> Samples:
-    """Return the batches that calibrate a network: one image of them where no statistics would be measured."""
+    """Return the batches that calibrate a network: two images of them where there are no statistics to measure."""
+    first = calibration.cut(2, most=2)[0]
     with torch.inference_mode(), eval_mode(net), Measure() as measure:
-        net(*as_inputs(calibration.cut(2, most=2)[0][0]))
+        if scored_alone(net):
+            net(*as_inputs(first[0]))
     counts, _ = measure.moments()
-    (x, _), device = calibration.cut(1, most=1)[0], next(net.parameters()).device
-    return calibration if counts else Samples([(x, None)], device, labels=False)
+    nothing = scored_alone(net) and not counts
+    return Samples([first], next(net.parameters()).device, labels=False) if nothing else calibration
 
 
 def on_cpu(net: Supernet) -> bool:

@@ -215,14 +215,16 @@ def narrowed(net: Supernet, budgets: Budgets, widths, costs, kinds: Iterable[str
 def _check_recorded(candidates: list[Candidate], step: Step, effort: str) -> None:
     """Raise RunError unless the recorded candidates of a step are its own, and the picked one, the last, is the best.
 
-    That is the best of those that were judged on the same images: who left a race early was judged on others.
+    Who left a race early was judged on other images; who raced in another wave on the same ones may be better there, and is then
+    recorded with a certainty of 1/2 at most.
     """
     *_, picked = candidates
     legal = {name: (config.widths[name], step.macs[name]) for name, config in step.candidates.items()}
     known = all(legal.get(each.group) == (each.width, each.macs) for each in candidates)
     known &= len({each.group for each in candidates}) == len(candidates)
     known &= effort != "exact" or len(candidates) == len(legal)  # all of them are judged
-    values = {c.group: step.value(c.group, c.increase(step.score)) for c in candidates if known and c.images == picked.images}
+    lost = [c for c in candidates if c is picked or (c.images == picked.images and (c.certainty or 0.0) > 0.5)]
+    values = {c.group: step.value(c.group, c.increase(step.score)) for c in lost if known}
     if not known or step.best(values) != picked.group:
         raise RunError(
             f"the trace was written by another search (step {picked.step} narrowed {picked.group!r} to {picked.width} channels); "

@@ -1,5 +1,6 @@
 """Which candidates of a step are worth an evaluation, and in which order."""
 
+import math
 from collections.abc import Iterable
 
 from autoslim.search.contest import Step
@@ -44,5 +45,9 @@ class Lazy:
             unknown, order = [], [name for name in order if name not in names]
 
     def learn(self, candidates: Iterable[Candidate]) -> None:
-        """Take in what a step showed."""
-        self._costs |= {each.group: each.increase(self._score) for each in candidates}
+        """Take in what a step showed; where the base had no score that is a finite number, nothing is known."""
+        for each in candidates:
+            if math.isfinite(getattr(each, f"base_{self._score}")):
+                self._costs[each.group] = each.increase(self._score)
+            else:
+                self._costs.pop(each.group, None)

@@ -7,7 +7,6 @@ import platform
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -37,15 +36,15 @@ class Ranks:
         return name
 
     def memory_budget(self, device: torch.device) -> float:
-        """Return the bytes that a search takes in every process by default: half of its share of what is free, of a GPU or of the
-        memory of its machine, and no more than 4 GB on a CPU; the smallest of all processes.
+        """Return the bytes that a search takes in every process by default: half of its share of what is free on its GPU; on a CPU
+        half of its share of the memory of its machine, 4 GB at most.
 
-        All processes ask together and get the same, as the sizes of batches follow from it.
+        All processes ask together and get the smallest of these, as the sizes of batches follow from it.
 
         Args:
             device: of this process.
         """
-        card, memory = platform.node(), _free_memory()
+        card, memory = platform.node(), _machine_memory()
         if device.type == "cuda":
             uuid = getattr(torch.cuda.get_device_properties(device), "uuid", device)
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
@@ -75,10 +74,8 @@ class Ranks:
         return dict(sorted(merged.items()))
 
 
-def _free_memory() -> float:
-    """Return how many bytes this machine can still give to programs, as far as it tells."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
+def _machine_memory() -> float:
+    """Return the bytes of memory of this machine, as far as it tells."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # on Windows
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return math.inf

@@ -86,13 +86,14 @@ class Samples:
 
     def per_image(self) -> bool:
         """Tell whether there is a label, or a map of labels, for every image."""
-        return all(len(target) == images_of(x) for x, target in self._stored if isinstance(target, Tensor))
+        labels = [(x, target) for x, target in self._stored if isinstance(target, Tensor)]
+        return all(target.dim() > 0 and len(target) == images_of(x) for x, target in labels)
 
     def labelled(self) -> float:
         """Return which part of the labels is not `IGNORED`; 1 where they are no tensors."""
-        labels = [target.long() for _, target in self._stored if isinstance(target, Tensor)]
+        labels = [target for _, target in self._stored if isinstance(target, Tensor)]
         total = sum(target.numel() for target in labels)
-        return sum((target != IGNORED).sum().item() for target in labels) / total if total else 1.0
+        return sum((target.long() != IGNORED).sum().item() for target in labels) / total if total else 1.0
 
     def joined(self) -> "Samples":
         """Return all images as one batch, in one piece of memory."""

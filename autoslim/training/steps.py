@@ -77,11 +77,16 @@ class Objective:
         self._checked = False  # the labels of a first batch: to look at all of them would make a GPU wait
 
     def loss(self, output, target) -> Tensor:
-        """Return the loss against the labels."""
+        """Return the loss against the labels.
+
+        Raises:
+            DataError: the labels of a first batch are no classes of the scores, nor their probabilities.
+        """
         if self._loss is not None:
             return self._loss(output, target)
-        scores, soft = logits_of(output), isinstance(target, Tensor) and target.is_floating_point()
-        if not soft and not self._checked:
+        scores, tensor = logits_of(output), isinstance(target, Tensor)
+        soft = tensor and target.is_floating_point() and target.shape == scores.shape and scores.shape[1] > 1
+        if not tensor or not (soft or self._checked):
             class_labels(scores, target)
             self._checked = True
         return F.cross_entropy(scores, target if soft else target.long(), label_smoothing=self._smoothing)
