@@ -86,7 +86,7 @@ class Objective:
             return self._loss(output, target)
         scores, tensor = logits_of(output), isinstance(target, Tensor)
         soft = tensor and target.is_floating_point() and target.shape == scores.shape and scores.shape[1] > 1
-        if not tensor or not (soft or self._checked):
+        if not soft and not (self._checked and tensor and not target.is_floating_point()):
             class_labels(scores, target)
             self._checked = True
         return F.cross_entropy(scores, target if soft else target.long(), label_smoothing=self._smoothing)
