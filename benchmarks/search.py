@@ -97,6 +97,7 @@ def main():
         text = " ".join(f"{loss:.4f}" for loss in losses)
         ratios = f"{base[0] / seconds:7.1f}x {base[1] / macs:7.1f}x"
         say(f"{name:16} {ratios} {count:12} {base[2] * seen / seconds:9.0f} {same:>14}  {text}")
+    ranks.close()
 
 
 class Enough(Exception):

@@ -1,7 +1,10 @@
 """A search where the weights are: on the CPU, and on a GPU of a machine that has one."""
 
+import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,6 +150,78 @@ def test_the_verbs_measure_where_they_are_asked_to(device, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("cards", "shares"),
+    [
+        (["a 0", "a 1"], "nccl"),
+        (["a 0", "b 0"], "nccl"),
+        (["a 0", "a 0"], None),  # gloo
+        (["a 0", None], None),
+        ([None, None], None),
+    ],
+)
+def test_processes_share_over_nccl_where_each_has_a_gpu_of_its_own(monkeypatch, cards, shares):
+    for variable, value in (("WORLD_SIZE", 2), ("RANK", 0), ("LOCAL_RANK", 0)):
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setattr(ranks, "_card", lambda device: cards[0])
+    monkeypatch.setattr(Ranks, "_gpus", None)
+    for name, answer in (("is_available", cards[0] is not None), ("device_count", 2), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+
+    def gather(found, own, group):
+        over.append(group)
+        found[:] = [own, {1: cards[1]}]
+
+    over, left = [], []
+    functions = {"is_initialized": lambda: True, "new_group": lambda backend, **_: backend, "all_gather_object": gather}
+    for name, function in {**functions, "is_nccl_available": lambda: True, "destroy_process_group": left.append}.items():
+        monkeypatch.setattr(torch.distributed, name, function)
+    Ranks().device("auto")
+    assert Ranks().share({0: "found"})[0] == "found"
+    assert over == [None, shares]
+    Ranks().close()
+    Ranks().close()
+    assert left == ([shares] if shares else []) and Ranks._gpus is None
+
+
+WORKER = """
+import os, platform, sys
+from pathlib import Path
+import torch.distributed
+from autoslim.commands import main
+from autoslim.search.ranks import Ranks
+
+os.environ["NCCL_HOSTID"] = os.environ["RANK"]  # two machines, for nccl, that have one GPU each
+platform.node = lambda: os.environ["RANK"]
+
+def close(ranks, close=Ranks.close):
+    Path(sys.argv[0] + str(ranks.rank)).write_text(torch.distributed.get_backend(Ranks._gpus))
+    close(ranks)
+
+Ranks.close = close
+main(sys.argv[1:])
+"""
+
+
+@NO_GPU
+def test_two_processes_that_share_over_nccl_find_what_one_does(tmp_path):
+    folder, worker = tmp_path / "run", tmp_path / "worker.py"
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", folder) == 0
+    worker.write_text(WORKER)
+    search = ("search", folder, "--flops-target", "60%", "--flops-target", "25%", "--effort", "exact", "--out")
+    assert run(*search, tmp_path / "one") == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", worker, *search, tmp_path / "two"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([str(a) for a in launch], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [Path(f"{worker}{rank}").read_text() for rank in range(2)] == ["nccl"] * 2
+    one, two = (
+        {path.name: json.loads(path.read_text()).get("channels") for path in (tmp_path / out).glob("*.json")}
+        for out in ("one", "two")
+    )
+    assert len(one) == 5 and one == two  # two found, two uniform, and what was asked for
+
+
+@pytest.mark.parametrize(
     ("cards", "expected"),
     [
         ([("a", 1, 80)], 40),
@@ -215,5 +290,7 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch, name, gpus,
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(ranks, "_card", str)
+    monkeypatch.setattr(Ranks, "share", lambda ranks, own: own | {0: None})  # another process has none
     assert Ranks().device(name) == expected
     assert current == ([expected] if gpus and name in ("auto", "cuda") else [])

@@ -180,7 +180,9 @@ def search_run(
     out = out or run / ("search" if order == "greedy" else f"search-{order}")
     with held(out) if ranks.rank == 0 else contextlib.nullcontext():
         ranks.wait()  # from here on nobody else writes
-        return _search(run, targets, out, order, supernet, ranks, device, **how)
+        found = _search(run, targets, out, order, supernet, ranks, device, **how)
+    ranks.close()
+    return found
 
 
 def _search(

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map
 
+WAIT = timedelta(days=7)  # the first process may measure latencies for hours before the others go on
+
 
 class Ranks:
     """One process of several that all hold the same supernet and images; every process ends with the same results.
@@ -20,20 +22,35 @@ class Ranks:
         rank, count: which process of how many; 0 of 1 outside torchrun.
     """
 
+    _gpus = None  # the group that shares over nccl, of all instances
+
     def __init__(self):
         self.count = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
         if self.count > 1 and not dist.is_initialized():
-            # Of a candidate a few kilobytes are shared, that end up on the CPU; gloo also serves processes that share a GPU.
-            # The first one may measure latencies for hours before the others go on.
-            dist.init_process_group("gloo", timeout=timedelta(days=7))
+            dist.init_process_group("gloo", timeout=WAIT)
 
     def device(self, name: str) -> str:
-        """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named."""
+        """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named.
+
+        All processes ask together. Where each has a GPU of its own they share results over nccl from here on; nccl does not
+        serve processes on one GPU, those share over gloo.
+        """
+        card = None
         if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
             name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
             torch.cuda.set_device(name)  # what names no GPU would take memory of the first one
+            card = _card(torch.device(name)) if dist.is_nccl_available() else None
+        cards = set(self.share({self.rank: card}).values())
+        if self.count > 1 and len(cards) == self.count and None not in cards and Ranks._gpus is None:
+            Ranks._gpus = dist.new_group(backend="nccl", timeout=WAIT)
         return name
+
+    def close(self) -> None:
+        """Leave what `device` set up; all processes do together, once they have shared their last results."""
+        if Ranks._gpus is not None:
+            dist.destroy_process_group(Ranks._gpus)
+            Ranks._gpus = None
 
     def memory_budget(self, device: torch.device) -> float:
         """Return the bytes that a search takes in every process by default: half of its share of what is free on its GPU; on a CPU
@@ -46,9 +63,8 @@ class Ranks:
         """
         card, memory = platform.node(), _machine_memory()
         if device.type == "cuda":
-            uuid = getattr(torch.cuda.get_device_properties(device), "uuid", device)
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
-            card, memory = (platform.node(), str(uuid)), torch.cuda.mem_get_info(device)[0] + kept
+            card, memory = _card(device), torch.cuda.mem_get_info(device)[0] + kept
         of_all = self.share({self.rank: (card, memory)}).values()
         sharing = Counter(card for card, _ in of_all)
         least = min(memory / (2 * sharing[card]) for card, memory in of_all)
@@ -69,9 +85,14 @@ class Ranks:
         if self.count == 1:
             return results
         gathered: list = [None] * self.count
-        dist.all_gather_object(gathered, results)
+        dist.all_gather_object(gathered, results, group=Ranks._gpus)
         merged = {key: value for part in gathered for key, value in part.items()}
         return dict(sorted(merged.items()))
+
+
+def _card(device: torch.device) -> tuple[str, str]:
+    """Return the machine and the GPU that a device is."""
+    return platform.node(), str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
 
 
 def _machine_memory() -> float:
