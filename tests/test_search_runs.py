@@ -34,20 +34,12 @@ def supernet(tmp_path_factory):
     return folder
 
 
-def command(supernet, out, *options):
-    return [
-        "search",
-        str(supernet),
-        "--device",
-        "cpu",
-        "--flops-target",
-        "60%",
-        "--flops-target",
-        "25%",
-        "--out",
-        str(out),
-        *options,
-    ]
+def command(supernet, out, *options, targets=("60%", "25%")):
+    wanted = [word for target in targets for word in ("--flops-target", target)]
+    return ["search", str(supernet), "--device", "cpu", *wanted, "--out", str(out), *map(str, options)]
+
+
+SHORT = {"targets": ("80%", "65%")}  # for searches that are slow
 
 
 def start(arguments, *, processes=1, program=("-m", "autoslim"), stderr=subprocess.DEVNULL):
@@ -130,8 +122,7 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(supernet, whole, tmp_path):
     ],
 )
 def test_a_search_of_any_kind_that_is_killed_at_any_time_ends_as_one_that_is_not(supernet, options, processes, tmp_path):
-    options = list(map(str, options))
-    assert start(command(supernet, tmp_path / "whole", *options), processes=processes).wait() == 0
+    assert start(command(supernet, tmp_path / "whole", *options, **SHORT), processes=processes).wait() == 0
     whole, out = contents(tmp_path / "whole"), tmp_path / "out"
 
     def written():
@@ -142,7 +133,7 @@ def test_a_search_of_any_kind_that_is_killed_at_any_time_ends_as_one_that_is_not
     # From the first row on to the last of the configurations.
     chances, killed = random.Random(str(options)), 0
     for wait_for in sorted(chances.randrange(1, sum(map(len, whole.values()))) for _ in range(2)):
-        process = start(command(supernet, out, *options), processes=processes)
+        process = start(command(supernet, out, *options, **SHORT), processes=processes)
         while process.poll() is None and written() < wait_for:
             time.sleep(0.001)
         killed += process.poll() is None
@@ -150,7 +141,7 @@ def test_a_search_of_any_kind_that_is_killed_at_any_time_ends_as_one_that_is_not
             kill(process.pid)
         process.wait()
     assert killed
-    assert start(command(supernet, out, *options), processes=processes).wait() == 0
+    assert start(command(supernet, out, *options, **SHORT), processes=processes).wait() == 0
     assert contents(out) == whole
 
 
@@ -192,7 +183,7 @@ def test_processes_that_each_sort_images_of_their_own_write_what_one_writes(supe
         "runpy.run_module('autoslim', run_name='__main__')\n"
     )
     for processes in (1, 2, 3):
-        options = command(supernet, tmp_path / str(processes), "--effort", "exact")
+        options = command(supernet, tmp_path / str(processes), "--effort", "exact", **SHORT)
         assert start(options, processes=processes, program=[str(program)]).wait() == 0
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
 
@@ -201,7 +192,7 @@ def test_processes_that_each_sort_images_of_their_own_write_what_one_writes(supe
 def test_two_processes_write_what_one_writes_in_other_ways_to_search(supernet, options, tmp_path):
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        assert start(command(supernet, out, *options), processes=processes).wait() == 0
+        assert start(command(supernet, out, *options, **SHORT), processes=processes).wait() == 0
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
