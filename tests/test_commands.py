@@ -13,6 +13,7 @@ import pytest
 import autoslim
 from autoslim.commands import VERBS
 from autoslim.commands.search import load_supernet
+from autoslim.search.ranks import Ranks
 from cli import refused, run
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +108,15 @@ def test_data_that_is_not_here_is_named_with_where_it_was(supernet, tmp_path, ca
     told = refused(capsys, "search", tmp_path / "run", "--flops-target", "60%", "--out", tmp_path / "out")
     assert "pictures: no such folder" in told and "as seen from the folder that it was trained in" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_processes_connect_once_nothing_refuses_the_search_and_part_at_its_end(supernet, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Ranks, "connect", lambda ranks, device: told.append("connect"))
+    monkeypatch.setattr(Ranks, "close", lambda ranks: told.append("part"))
+    base = ("search", supernet, "--order", "uniform", "--out", tmp_path / "out", "--flops-target")
+    assert run(*base, "1%") == 1 and told == []
+    assert run(*base, "60%") == 0 and told == ["connect", "part"]
 
 
 def test_plot_passes_over_other_json_files(supernet, tmp_path):

@@ -150,37 +150,55 @@ def test_the_verbs_measure_where_they_are_asked_to(device, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("cards", "shares"),
+    ("cards", "nccl"),
     [
-        (["a 0", "a 1"], "nccl"),
-        (["a 0", "b 0"], "nccl"),
-        (["a 0", "a 0"], None),  # gloo
-        (["a 0", None], None),
-        ([None, None], None),
+        (["a 0", "a 1"], True),
+        (["a 0", "b 0", "b 1"], True),
+        (["a 0", "a 0"], False),
+        (["a 0", "a 0", "a 1"], False),
+        (["a 0", None], False),
+        ([None, "a 0"], False),
+        ([None, None], False),
+        (["a 0"], False),
     ],
 )
-def test_processes_share_over_nccl_where_each_has_a_gpu_of_its_own(monkeypatch, cards, shares):
-    for variable, value in (("WORLD_SIZE", 2), ("RANK", 0), ("LOCAL_RANK", 0)):
-        monkeypatch.setenv(variable, str(value))
+@pytest.mark.parametrize("failing", [[], [0], [1]])
+def test_processes_share_over_nccl_where_each_has_a_gpu_of_its_own(monkeypatch, caplog, cards, nccl, failing):
+    group, shared, left = object(), [], []
+    monkeypatch.setattr(Ranks, "_gpus", "of another search")
+    monkeypatch.setattr(Ranks, "__init__", lambda ranks: vars(ranks).update(rank=0, count=len(cards)))
+    monkeypatch.setattr(Ranks, "wait", lambda ranks: shared.append("waits"))
     monkeypatch.setattr(ranks, "_card", lambda device: cards[0])
-    monkeypatch.setattr(Ranks, "_gpus", None)
-    for name, answer in (("is_available", cards[0] is not None), ("device_count", 2), ("set_device", None)):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_device", left.append)
 
-    def gather(found, own, group):
-        over.append(group)
-        found[:] = [own, {1: cards[1]}]
+    answers = iter([cards, ["no way" if i in failing else "" for i in range(len(cards))] if nccl else cards, cards])
 
-    over, left = [], []
-    functions = {"is_initialized": lambda: True, "new_group": lambda backend, **_: backend, "all_gather_object": gather}
-    for name, function in {**functions, "is_nccl_available": lambda: True, "destroy_process_group": left.append}.items():
+    def gather(found, own, group=None):
+        shared.append(group)
+        if own is None:  # it connects
+            if 0 in failing:
+                raise torch.distributed.DistBackendError("far too long\nno way")
+            return
+        found[:] = [own, *({i: other} for i, other in enumerate(next(answers)) if i)]
+
+    def new_group(backend, timeout):
+        assert backend == "nccl" and timeout < ranks.WAIT
+        return group
+
+    functions = {"new_group": new_group, "all_gather_object": gather, "is_nccl_available": lambda: True}
+    for name, function in {**functions, "destroy_process_group": left.append}.items():
         monkeypatch.setattr(torch.distributed, name, function)
-    Ranks().device("auto")
-    assert Ranks().share({0: "found"})[0] == "found"
-    assert over == [None, shares]
+    device = torch.device("cpu" if cards[0] is None else "cuda:0")
+    Ranks().connect(device)
+    connected, shared[:] = list(shared), []
+    assert Ranks().share({0: ""})[0] == ""
+    uses = nccl and not failing
+    assert connected == ([None, group, None] if nccl else [None] * (len(cards) > 1))
+    assert shared == (["waits", group] if uses else [None] * (len(cards) > 1))
+    assert ("over gloo, as nccl cannot connect: no way" in caplog.text) == (nccl and bool(failing))
     Ranks().close()
     Ranks().close()
-    assert left == ([shares] if shares else []) and Ranks._gpus is None
+    assert left == [device] * nccl + [group] * uses and Ranks._gpus is None
 
 
 WORKER = """
@@ -209,16 +227,26 @@ def test_two_processes_that_share_over_nccl_find_what_one_does(tmp_path):
     worker.write_text(WORKER)
     search = ("search", folder, "--flops-target", "60%", "--flops-target", "25%", "--effort", "exact", "--out")
     assert run(*search, tmp_path / "one") == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", worker, *search, tmp_path / "two"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        worker,
+        *search,
+        tmp_path / "two",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([str(a) for a in launch], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(a) for a in launch], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [Path(f"{worker}{rank}").read_text() for rank in range(2)] == ["nccl"] * 2
-    one, two = (
-        {path.name: json.loads(path.read_text()).get("channels") for path in (tmp_path / out).glob("*.json")}
-        for out in ("one", "two")
-    )
-    assert len(one) == 5 and one == two  # two found, two uniform, and what was asked for
+    one, two = ({path.name: json.loads(path.read_text()) for path in (tmp_path / out).glob("*.json")} for out in ("one", "two"))
+    assert len(one) == 5 and set(one) == set(two)  # two found, two uniform, and what was asked for
+    for name in set(one) - {"config.json"}:
+        assert one[name]["channels"] == two[name]["channels"]
+        assert one[name]["estimate"] == pytest.approx(two[name]["estimate"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +318,5 @@ def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch, name, gpus,
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(ranks, "_card", str)
-    monkeypatch.setattr(Ranks, "share", lambda ranks, own: own | {0: None})  # another process has none
     assert Ranks().device(name) == expected
     assert current == ([expected] if gpus and name in ("auto", "cuda") else [])

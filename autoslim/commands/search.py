@@ -229,6 +229,7 @@ def _search(
     draws = {}
     if order not in ("greedy", "uniform"):
         draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "seed": settings["seed"]}
+    ranks.connect(place)
     points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, draws)
     if ranks.rank == 0:
         runs.write_run(out, "search", {"memory_budget": budget}, **about, search=rules)

@@ -1,6 +1,7 @@
 """The processes that share the work of a search (torchrun)."""
 
 import contextlib
+import logging
 import math
 import os
 import platform
@@ -12,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map
 
+log = logging.getLogger("autoslim")
 WAIT = timedelta(days=7)  # the first process may measure latencies for hours before the others go on
+MEET = timedelta(minutes=10)  # over nccl they share only once all are there
 
 
 class Ranks:
@@ -31,23 +34,37 @@ class Ranks:
             dist.init_process_group("gloo", timeout=WAIT)
 
     def device(self, name: str) -> str:
-        """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named.
-
-        All processes ask together. Where each has a GPU of its own they share results over nccl from here on; nccl does not
-        serve processes on one GPU, those share over gloo.
-        """
-        card = None
+        """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named."""
         if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
             name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
             torch.cuda.set_device(name)  # what names no GPU would take memory of the first one
-            card = _card(torch.device(name)) if dist.is_nccl_available() else None
-        cards = set(self.share({self.rank: card}).values())
-        if self.count > 1 and len(cards) == self.count and None not in cards and Ranks._gpus is None:
-            Ranks._gpus = dist.new_group(backend="nccl", timeout=WAIT)
         return name
 
+    def connect(self, device: torch.device) -> None:
+        """Share results over nccl from here on where each process has a GPU of its own, else over gloo; all call it together.
+
+        Args:
+            device: of this process.
+        """
+        Ranks._gpus = None  # of a search that failed
+        card = _card(device) if device.type == "cuda" and dist.is_nccl_available() else None
+        cards = set(self.share({self.rank: card}).values())
+        if self.count == 1 or len(cards) < self.count or None in cards:
+            return
+        torch.cuda.set_device(device)
+        group, told = dist.new_group(backend="nccl", timeout=MEET), ""
+        try:
+            dist.all_gather_object([None] * self.count, None, group=group)  # connects
+        except dist.DistError as error:
+            told = str(error).strip().rpartition("\n")[2] or type(error).__name__
+        failed = [each for each in self.share({self.rank: told}).values() if each]
+        if failed:  # slices of one GPU, no shared memory, other versions
+            log.warning("results are shared over gloo, as nccl cannot connect: %s", failed[0])
+        else:
+            Ranks._gpus = group
+
     def close(self) -> None:
-        """Leave what `device` set up; all processes do together, once they have shared their last results."""
+        """Leave what `connect` set up; all processes do together, once they have shared their last results."""
         if Ranks._gpus is not None:
             dist.destroy_process_group(Ranks._gpus)
             Ranks._gpus = None
@@ -71,7 +88,7 @@ class Ranks:
         return least if device.type == "cuda" else min(4e9, least)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes are here: over gloo, so that no GPU is kept busy, and that one which ended is noticed."""
         if self.count > 1:
             dist.barrier()
 
@@ -84,6 +101,8 @@ class Ranks:
         results = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, results)
         if self.count == 1:
             return results
+        if Ranks._gpus is not None:
+            self.wait()
         gathered: list = [None] * self.count
         dist.all_gather_object(gathered, results, group=Ranks._gpus)
         merged = {key: value for part in gathered for key, value in part.items()}
