@@ -60,7 +60,7 @@ def main():
     torch.set_num_threads(args.threads)
     ranks = Ranks()
     args.device = ranks.device(args.device)
-    ranks.connect(torch.device(args.device))
+    ranks.connect(runs.choose_device(args.device))
     net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
     seen = sum(len(x) for x, _ in itertools.chain(images, calibration))

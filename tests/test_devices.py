@@ -1,10 +1,7 @@
 """A search where the weights are: on the CPU, and on a GPU of a machine that has one."""
 
-import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,54 +196,6 @@ def test_processes_share_over_nccl_where_each_has_a_gpu_of_its_own(monkeypatch, 
     Ranks().close()
     Ranks().close()
     assert left == [device] * nccl + [group] * uses and Ranks._gpus is None
-
-
-WORKER = """
-import os, platform, sys
-from pathlib import Path
-import torch.distributed
-from autoslim.commands import main
-from autoslim.search.ranks import Ranks
-
-os.environ["NCCL_HOSTID"] = os.environ["RANK"]  # two machines, for nccl, that have one GPU each
-platform.node = lambda: os.environ["RANK"]
-
-def close(ranks, close=Ranks.close):
-    Path(sys.argv[0] + str(ranks.rank)).write_text(torch.distributed.get_backend(Ranks._gpus))
-    close(ranks)
-
-Ranks.close = close
-main(sys.argv[1:])
-"""
-
-
-@NO_GPU
-def test_two_processes_that_share_over_nccl_find_what_one_does(tmp_path):
-    folder, worker = tmp_path / "run", tmp_path / "worker.py"
-    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", folder) == 0
-    worker.write_text(WORKER)
-    search = ("search", folder, "--flops-target", "60%", "--flops-target", "25%", "--effort", "exact", "--out")
-    assert run(*search, tmp_path / "one") == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        worker,
-        *search,
-        tmp_path / "two",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([str(a) for a in launch], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [Path(f"{worker}{rank}").read_text() for rank in range(2)] == ["nccl"] * 2
-    one, two = ({path.name: json.loads(path.read_text()) for path in (tmp_path / out).glob("*.json")} for out in ("one", "two"))
-    assert len(one) == 5 and set(one) == set(two)  # two found, two uniform, and what was asked for
-    for name in set(one) - {"config.json"}:
-        assert one[name]["channels"] == two[name]["channels"]
-        assert one[name]["estimate"] == pytest.approx(two[name]["estimate"], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ def supernet(tmp_path_factory):
     return folder
 
 
-def command(supernet, out, *options, targets=("60%", "25%")):
+def command(supernet, out, *options, targets=("60%", "25%"), device="cpu"):
     wanted = [word for target in targets for word in ("--flops-target", target)]
-    return ["search", str(supernet), "--device", "cpu", *wanted, "--out", str(out), *map(str, options)]
+    return ["search", str(supernet), "--device", device, *wanted, "--out", str(out), *map(str, options)]
 
 
 SHORT = {"targets": ("80%", "65%")}  # for searches that are slow
@@ -186,6 +186,43 @@ def test_processes_that_each_sort_images_of_their_own_write_what_one_writes(supe
         options = command(supernet, tmp_path / str(processes), "--effort", "exact", **SHORT)
         assert start(options, processes=processes, program=[str(program)]).wait() == 0
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
+
+
+POSING = """
+import os, platform, sys
+from pathlib import Path
+import torch.distributed
+from autoslim.commands import main
+from autoslim.search.ranks import Ranks
+
+os.environ["NCCL_HOSTID"] = os.environ["RANK"]  # two machines, for nccl, that have one GPU each
+platform.node = lambda: os.environ["RANK"]
+
+def close(ranks, close=Ranks.close):
+    Path(sys.argv[0] + str(ranks.rank)).write_text(torch.distributed.get_backend(Ranks._gpus))
+    close(ranks)
+
+Ranks.close = close
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_two_processes_that_share_over_nccl_find_what_one_does(supernet, tmp_path):
+    program, out = tmp_path / "posing.py", {1: tmp_path / "one", 2: tmp_path / "two"}
+    program.write_text(POSING)
+    for processes, how in ((1, {}), (2, {"program": [str(program)]})):
+        options = command(supernet, out[processes], "--effort", "exact", device="cuda")
+        assert start(options, processes=processes, **how).wait() == 0
+    assert [Path(f"{program}{rank}").read_text() for rank in range(2)] == ["nccl"] * 2
+    one, two = (
+        {path.name: json.loads(path.read_text()) for path in folder.glob("*.json") if path.name != "config.json"}
+        for folder in out.values()
+    )
+    assert len(one) == 4 and set(one) == set(two)
+    for name in one:
+        assert one[name]["channels"] == two[name]["channels"]
+        assert one[name]["estimate"]["loss"] == pytest.approx(two[name]["estimate"]["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("options", [("--swaps", "3"), ("--order", "evolution", "--evaluations", "40")])

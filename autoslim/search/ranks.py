@@ -47,9 +47,11 @@ class Ranks:
             device: of this process.
         """
         Ranks._gpus = None  # of a search that failed
+        if self.count == 1:
+            return
         card = _card(device) if device.type == "cuda" and dist.is_nccl_available() else None
         cards = set(self.share({self.rank: card}).values())
-        if self.count == 1 or len(cards) < self.count or None in cards:
+        if len(cards) < self.count or None in cards:
             return
         torch.cuda.set_device(device)
         group, told = dist.new_group(backend="nccl", timeout=MEET), ""
