@@ -59,8 +59,9 @@ def main():
         args.steps, args.target = (None, "50%") if args.run else (4, None)
     torch.set_num_threads(args.threads)
     ranks = Ranks()
-    args.device = ranks.device(args.device)
-    ranks.connect(runs.choose_device(args.device))
+    place = runs.choose_device(ranks.device(args.device))
+    ranks.connect(place)
+    args.device = str(place)
     net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
     seen = sum(len(x) for x, _ in itertools.chain(images, calibration))
