@@ -242,10 +242,23 @@ def test_processes_share_half_of_the_memory_of_a_machine_up_to_4_gb(monkeypatch,
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="this system does not tell in this way")
-def test_the_memory_of_the_machine_is_what_the_system_says():
+def test_the_memory_of_the_machine_is_what_the_system_says(monkeypatch):
     lines = Path("/proc/meminfo").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("MemTotal:")]
+    monkeypatch.setattr(ranks, "_CONTAINER_LIMITS", ())
     assert ranks._machine_memory() == pytest.approx(1024 * int(line.split()[1]), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("2000000000\n", 2e9), ("max\n", 8e9), ("9223372036854771712\n", 8e9), (None, 8e9)]
+)
+def test_a_container_has_the_memory_that_it_may_take(monkeypatch, tmp_path, limit, expected):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**6, "SC_PAGE_SIZE": 4000}.get, raising=False)
+    paths = [tmp_path / "none", tmp_path / "memory.max"]
+    if limit:
+        paths[1].write_text(limit)
+    monkeypatch.setattr(ranks, "_CONTAINER_LIMITS", paths)
+    assert ranks._machine_memory() == expected
 
 
 @pytest.mark.parametrize(
@@ -259,9 +272,13 @@ def test_the_memory_of_the_machine_is_what_the_system_says():
         ("auto", 0, "auto"),
     ],
 )
-def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch, name, gpus, expected):
-    for variable, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 3)):
-        monkeypatch.setenv(variable, str(value))
+@pytest.mark.parametrize("local", ["3", None], ids=["torchrun", "by-hand"])
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch, local, name, gpus, expected):
+    for variable, value in (("WORLD_SIZE", "4"), ("RANK", "3")):
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_RANK", local)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

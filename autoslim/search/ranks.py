@@ -8,6 +8,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_map
 log = logging.getLogger("autoslim")
 WAIT = timedelta(days=7)  # the first process may measure latencies for hours before the others go on
 MEET = timedelta(minutes=10)  # over nccl they share only once all are there
+_CONTAINER_LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"  # of cgroup v2 and v1
 
 
 class Ranks:
@@ -36,7 +38,7 @@ class Ranks:
     def device(self, name: str) -> str:
         """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named."""
         if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
-            name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+            name = f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % torch.cuda.device_count()}"
             torch.cuda.set_device(name)  # what names no GPU would take memory of the first one
         return name
 
@@ -117,7 +119,11 @@ def _card(device: torch.device) -> tuple[str, str]:
 
 
 def _machine_memory() -> float:
-    """Return the bytes of memory of this machine, as far as it tells."""
+    """Return the bytes of memory of this machine, or those that its container may take, as far as it tells."""
+    known = [math.inf]
     with contextlib.suppress(AttributeError, ValueError, OSError):  # on Windows
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
+            known.append(int(Path(path).read_text()))
+    return min(known)
