@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import tricky
 from torch import nn
+from tqdm import tqdm
 from tricky import randomized
 
 import autoslim
@@ -407,3 +408,16 @@ def test_averaged_supernet_trains_and_is_folded_into_the_plain_network():
     plain = autoslim.materialize(net).eval()
     torch.testing.assert_close(plain(x), net.eval()(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(plain.a.weight, nn.Parameter(net.source.a.weight[:4, :4] / 4))
+
+
+def test_the_bar_moves_within_an_epoch_and_goes_on_where_a_training_stopped(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("autoslim.training.loop.tqdm", lambda **options: tqdm(**options | {"mininterval": 0}))
+    options = {"epochs": 3, "folder": tmp_path, "progress": True}
+    with pytest.raises(Stop):
+        autoslim.retrain(tricky.Residual(), Interrupted(batches(4), 1), **options)
+    shown = capsys.readouterr().err
+    assert all(f"{n:.2f}/3 epochs" in shown for n in (0, 0.25, 0.5, 0.75, 1)) and "1.25/3" not in shown
+    autoslim.retrain(tricky.Residual(), batches(4), **options)
+    shown = capsys.readouterr().err
+    assert "0.25/3" not in shown
+    assert all(f"{n:.2f}/3 epochs" in shown for n in (1, 1.25, 2, 2.75, 3)) and "100%" in shown and "train accuracy" in shown

@@ -25,6 +25,7 @@ from autoslim.training.recipe import Recipe
 from autoslim.training.steps import Objective, plain_step, sandwich_step, switch_step
 
 log = logging.getLogger("autoslim")
+_BAR = "{desc}: {percentage:.0f}%|{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
 
 
 def train_supernet(
@@ -180,24 +181,24 @@ def _run_epochs(
         save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
     device = next(network.parameters()).device
     was_training = network.training
-    bar = tqdm(total=recipe.epochs, initial=len(rows), desc=f"training {kind}", unit="epoch", disable=not progress)
+    told = {"desc": f"training {kind}", "bar_format": _BAR, "mininterval": 1}
+    bar = tqdm(total=recipe.epochs, initial=len(rows), disable=not progress, **told)
     devices = [device] if device.type == "cuda" else []
     with bar, torch.random.fork_rng(devices=devices):
         for epoch in range(len(rows), recipe.epochs):
             network.train()
-            rows.append(_epoch(network, step, batches, optimizer, recipe, epoch, seed, device))
+            rows.append(_epoch(network, step, batches, optimizer, recipe, epoch, seed, device, bar))
             if path:
                 save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
                 write_csv(path.parent / "metrics.csv", rows)
             rates = [f"{value:.1%}" for key, value in rows[-1].items() if key.startswith("accuracy")]
             right = f", train accuracy {' '.join(rates)}" if rates else ""
             bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}{right}")
-            bar.update()
     network.train(was_training)
     return rows
 
 
-def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: int, device: torch.device) -> dict:
+def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: int, device: torch.device, bar: tqdm) -> dict:
     started = time.perf_counter()
     # Everything random in an epoch follows from (seed, epoch), so that a resumed training repeats it.
     torch.manual_seed(seed * 1_000_003 + epoch)
@@ -224,6 +225,7 @@ def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: 
         seen += len(target)
         for name, value in measured.items():
             sums[name] = sums.get(name, 0.0) + value.double() * len(target)  # on the device: no waiting for it
+        bar.update(epoch + (index + 1) / per_epoch - bar.n)
     if not seen:
         raise DataError("training got 0 batches; pass at least one batch an epoch (an exhausted generator gives none)")
     row = {"epoch": epoch + 1, "lr": lr, **{name: total.item() / seen for name, total in sums.items()}}
