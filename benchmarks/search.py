@@ -9,7 +9,8 @@ With a space, weights and images are drawn at random: that shows what is execute
 brings its held-out images, and what was found is scored on its test images as fresh ones. `--straightforward N` runs that
 search for its first N steps only: its multiply-adds are then counted along the path of the first effort, and its time is that
 of the N steps, times what is left to execute. Images a second are those of all candidates, however few of them were run.
-Several processes share the candidates of the straightforward search, and the images of the others.
+Several processes share the candidates of the straightforward search, and the images of the others. With `--out FOLDER` a
+benchmark that was cut off goes on from the last step that is in the folder; what was kept for the next one is then made anew.
 """
 
 import argparse
@@ -26,7 +27,9 @@ import autoslim
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
 from autoslim.cost.budgets import Budgets
+from autoslim.errors import RunError
 from autoslim.factories import load_rules
+from autoslim.files import digest, read_json, write_json
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.greedy import PICK_RULES, narrowed
@@ -52,6 +55,7 @@ def main():
     parser.add_argument("--efforts", default="exact,fast", help="to compare with the straightforward search  [%(default)s]")
     parser.add_argument("--straightforward", type=int, metavar="N", help="steps of the straightforward search  [all]")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="go on from here what was cut off  [nothing is kept]")
     args = parser.parse_args()
     if (args.space is None) == (args.run is None):
         parser.error("name a space or a --run")
@@ -62,6 +66,12 @@ def main():
     place = runs.choose_device(ranks.device(args.device))
     ranks.connect(place)
     args.device = str(place)
+    if args.out:
+        told = {name: str(value) for name, value in vars(args).items() if name not in ("out", "efforts", "straightforward")}
+        told |= {"supernet": digest(args.run / "checkpoint.pt")} if args.run else {}
+        if ranks.rank == 0:
+            runs.write_run(args.out, "benchmark", **told, processes=ranks.count)
+        ranks.wait()
     net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
     seen = sum(len(x) for x, _ in itertools.chain(images, calibration))
@@ -72,18 +82,23 @@ def main():
     for name in args.efforts.split(","):
         how = {"memory_budget": args.memory_budget, "precision": args.precision}
         evaluator = PartialEvaluator(net, images, calibration, rules=rules, **how)
-        trace, points, seconds = descend(net, evaluator, name, options)
+        trace = Descent(args.out, name, ranks, evaluator, options["steps"])
+        points = descend(net, trace, name, options)
+        seconds, macs = trace.spent()
         losses = {i: fresh.score(points[i].config).loss for i in ranks.own(range(len(points))) if fresh}
         paths[name] = [(c.group, c.width) for c in trace.path_taken()]
-        macs = sum(ranks.share({ranks.rank: evaluator.macs}).values())
+        macs = sum(ranks.share({ranks.rank: macs}).values())
         rows[name] = (seconds, macs, len(trace.rows), ranks.share(losses).values())
         say(f"{name}: {len(paths[name]) - 1} steps in {seconds:.0f} s", file=sys.stderr)
         evaluator.forget()  # a GPU has no room for what two of them keep
         along = along or trace
     count = args.straightforward
     first = options if count is None else {**options, "steps": count}
+    name = "straightforward" if count is None else f"straightforward-{count}"
     images = Samples(images, next(net.parameters()).device).cut(max(evaluator.sizes))  # for large ones a CPU takes twice as long
-    trace, _, seconds = descend(net, SupernetEvaluator(net, images, calibration), "exact", first)
+    trace = Descent(args.out, name, ranks, SupernetEvaluator(net, images, calibration), first["steps"])
+    descend(net, trace, "exact", first)
+    seconds, _ = trace.spent()
     (part, _), (total, whole) = executed(net, trace, args.pick, seen), executed(net, along, args.pick, seen)
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
     rows["straightforward"] = (seconds * total / part, total, whole, [])
@@ -106,33 +121,50 @@ class Enough(Exception):
     """A descent has gone as far as it was to go."""
 
 
-class FirstSteps(autoslim.SearchTrace):
-    """A trace that ends its search after some steps."""
+class Descent(autoslim.SearchTrace):
+    """The trace of one search, which ends it after some steps, and what the search took in this process.
 
-    def __init__(self, steps: int):
-        super().__init__()
-        self._steps = steps
+    Args:
+        folder: where it is kept; None for nowhere.
+        name: of its files there.
+        steps: at most; None for no bound.
+    """
+
+    def __init__(self, folder: Path | None, name: str, ranks: Ranks, evaluator, steps: int | None):
+        super().__init__(folder and folder / f"{name}.csv", writes=ranks.rank == 0)
+        self.evaluator, self._steps = evaluator, steps
+        self._kept = folder and folder / f"{name}-{ranks.rank}.json"
+        self._before = read_json(self._kept, RunError) if self._kept and self._kept.exists() else {"seconds": 0.0, "macs": 0}
+        self._started = time.perf_counter()
+        ranks.wait()  # all have read what the first process writes
+
+    def spent(self) -> tuple[float, int]:
+        """Return seconds and executed multiply-adds so far, those before it was cut off included."""
+        if next(self.evaluator.net.parameters()).is_cuda:
+            torch.cuda.synchronize()
+        seconds = self._before["seconds"] + time.perf_counter() - self._started
+        return seconds, self._before["macs"] + getattr(self.evaluator, "macs", 0)
+
+    def step(self, number):
+        if self._steps is not None and number > self._steps:
+            raise Enough
+        return super().step(number)
 
     def record(self, candidates):
         super().record(candidates)
-        if candidates[0].step >= self._steps:
-            raise Enough
+        if self._kept:
+            write_json(self._kept, dict(zip(("seconds", "macs"), self.spent())))
 
 
-def descend(net, evaluator, effort, options) -> tuple:
-    """Search to the targets, or for a number of steps; returns the trace, the points and the seconds."""
-    steps, targets = options["steps"], options["targets"]
-    if steps is None:
-        trace = autoslim.SearchTrace()
-    else:
-        trace, targets = FirstSteps(steps), [autoslim.CostTable(net).cost(net.narrowest()).macs]
+def descend(net, trace: Descent, effort: str, options: dict) -> list:
+    """Search to the targets, or for a number of steps; returns the points."""
+    targets = [autoslim.CostTable(net).cost(net.narrowest()).macs] if options["steps"] else options["targets"]
     keywords = {"score": options["score"], "pick": options["pick"], "effort": effort, "progress": sys.stderr.isatty()}
-    points, started = [], time.perf_counter()
+    keywords |= {"evaluator": trace.evaluator, "trace": trace}
+    points = []
     with contextlib.suppress(Enough):
-        points += autoslim.greedy_search(net, targets={"macs": targets}, evaluator=evaluator, trace=trace, **keywords)
-    if next(net.parameters()).is_cuda:
-        torch.cuda.synchronize()
-    return trace, points, time.perf_counter() - started
+        points += autoslim.greedy_search(net, targets={"macs": targets}, **keywords)
+    return points
 
 
 def executed(net, trace, pick: str, images: int) -> tuple[int, int]:
