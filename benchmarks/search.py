@@ -29,7 +29,7 @@ from autoslim.commands.search import load_supernet
 from autoslim.cost.budgets import Budgets
 from autoslim.errors import RunError
 from autoslim.factories import load_rules
-from autoslim.files import digest, read_json, write_json
+from autoslim.files import digest, held, read_json, write_json
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.greedy import PICK_RULES, narrowed
@@ -63,25 +63,25 @@ def main():
         args.steps, args.target = (None, "50%") if args.run else (4, None)
     torch.set_num_threads(args.threads)
     ranks = Ranks()
+    with held(args.out) if args.out and ranks.rank == 0 else contextlib.nullcontext():
+        compare(args, ranks)
+
+
+def compare(args, ranks):
+    """Run the searches, and print what they took and found."""
     place = runs.choose_device(ranks.device(args.device))
     ranks.connect(place)
     args.device = str(place)
-    if args.out:
-        told = {name: str(value) for name, value in vars(args).items() if name not in ("out", "efforts", "straightforward")}
-        told |= {"supernet": digest(args.run / "checkpoint.pt")} if args.run else {}
-        if ranks.rank == 0:
-            runs.write_run(args.out, "benchmark", **told, processes=ranks.count)
-        ranks.wait()
     net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
     seen = sum(len(x) for x, _ in itertools.chain(images, calibration))
     say = print if ranks.rank == 0 else lambda *_, **__: None
+    budget = memory_budget(args, ranks, place)
     say(f"{len(net.groups)} groups; {seen} images for a candidate, calibration included; {options['score']}, {options['pick']}")
 
     rows, paths, along = {}, {}, None
     for name in args.efforts.split(","):
-        how = {"memory_budget": args.memory_budget, "precision": args.precision}
-        evaluator = PartialEvaluator(net, images, calibration, rules=rules, **how)
+        evaluator = PartialEvaluator(net, images, calibration, rules=rules, memory_budget=budget, precision=args.precision)
         trace = Descent(args.out, name, ranks, evaluator, options["steps"])
         points = descend(net, trace, name, options)
         seconds, macs = trace.spent()
@@ -91,15 +91,15 @@ def main():
         rows[name] = (seconds, macs, len(trace.rows), ranks.share(losses).values())
         say(f"{name}: {len(paths[name]) - 1} steps in {seconds:.0f} s", file=sys.stderr)
         evaluator.forget()  # a GPU has no room for what two of them keep
-        along = along or trace
+        along = along or trace.path_taken()
     count = args.straightforward
     first = options if count is None else {**options, "steps": count}
     name = "straightforward" if count is None else f"straightforward-{count}"
-    images = Samples(images, next(net.parameters()).device).cut(max(evaluator.sizes))  # for large ones a CPU takes twice as long
+    images = Samples(images, next(net.parameters()).device).cut(evaluator.batch)  # for large ones a CPU takes twice as long
     trace = Descent(args.out, name, ranks, SupernetEvaluator(net, images, calibration), first["steps"])
     descend(net, trace, "exact", first)
     seconds, _ = trace.spent()
-    (part, _), (total, whole) = executed(net, trace, args.pick, seen), executed(net, along, args.pick, seen)
+    (part, _), (total, whole) = (executed(net, path, args.pick, seen) for path in (trace.path_taken(), along))
     paths["straightforward"] = [(c.group, c.width) for c in trace.path_taken()]
     rows["straightforward"] = (seconds * total / part, total, whole, [])
 
@@ -117,6 +117,19 @@ def main():
     ranks.close()
 
 
+def memory_budget(args, ranks, place) -> float:
+    """Return the bytes that every process takes for a search; with `--out`, check that it holds this benchmark, and take its own."""
+    path = args.out and args.out / "config.json"
+    kept = read_json(path, RunError).get("memory_budget") if path and path.exists() else None
+    budget = args.memory_budget or kept or ranks.memory_budget(place)
+    ranks.wait()  # all have read what the first process writes
+    if args.out and ranks.rank == 0:
+        told = {name: value for name, value in vars(args).items() if name not in ("run", "out", "efforts", "straightforward")}
+        told |= {"memory_budget": budget, "supernet": digest(args.run / "checkpoint.pt") if args.run else None}
+        runs.write_run(args.out, "benchmark", **told, processes=ranks.count)
+    return budget
+
+
 class Enough(Exception):
     """A descent has gone as far as it was to go."""
 
@@ -125,8 +138,10 @@ class Descent(autoslim.SearchTrace):
     """The trace of one search, which ends it after some steps, and what the search took in this process.
 
     Args:
-        folder: where it is kept; None for nowhere.
-        name: of its files there.
+        folder: where both are kept; None for nowhere.
+        name: of the files there.
+        ranks: of the processes that search.
+        evaluator: whose executed multiply-adds are counted, where it counts them.
         steps: at most; None for no bound.
     """
 
@@ -134,31 +149,44 @@ class Descent(autoslim.SearchTrace):
         super().__init__(folder and folder / f"{name}.csv", writes=ranks.rank == 0)
         self.evaluator, self._steps = evaluator, steps
         self._kept = folder and folder / f"{name}-{ranks.rank}.json"
-        self._before = read_json(self._kept, RunError) if self._kept and self._kept.exists() else {"seconds": 0.0, "macs": 0}
-        self._started = time.perf_counter()
+        self._spent: dict[str, tuple[float, int]] = {}  # by the end of every step
+        if self.rows:
+            done = self.path_taken()[-1].step
+            self._spent = {step: spent for step, spent in read_json(self._kept, RunError).items() if int(step) <= done}
+            if ranks.rank == 0:
+                print(f"{name} goes on after step {done}", file=sys.stderr)
         ranks.wait()  # all have read what the first process writes
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started, self._macs = time.perf_counter(), getattr(self.evaluator, "macs", 0)
 
     def spent(self) -> tuple[float, int]:
         """Return seconds and executed multiply-adds so far, those before it was cut off included."""
         if next(self.evaluator.net.parameters()).is_cuda:
             torch.cuda.synchronize()
-        seconds = self._before["seconds"] + time.perf_counter() - self._started
-        return seconds, self._before["macs"] + getattr(self.evaluator, "macs", 0)
+        seconds, macs = list(self._spent.values())[-1] if self._spent else (0.0, 0)
+        return seconds + time.perf_counter() - self._started, macs + getattr(self.evaluator, "macs", 0) - self._macs
 
     def step(self, number):
         if self._steps is not None and number > self._steps:
             raise Enough
-        return super().step(number)
+        recorded = super().step(number)
+        if recorded:
+            self._begin()  # what was scored again on the way here is counted
+        return recorded
 
     def record(self, candidates):
-        super().record(candidates)
+        self._spent[str(candidates[0].step)] = self.spent()
+        self._begin()
         if self._kept:
-            write_json(self._kept, dict(zip(("seconds", "macs"), self.spent())))
+            write_json(self._kept, self._spent)
+        super().record(candidates)
 
 
 def descend(net, trace: Descent, effort: str, options: dict) -> list:
     """Search to the targets, or for a number of steps; returns the points."""
-    targets = [autoslim.CostTable(net).cost(net.narrowest()).macs] if options["steps"] else options["targets"]
+    targets = [autoslim.CostTable(net).cost(net.narrowest()).macs] if options["steps"] is not None else options["targets"]
     keywords = {"score": options["score"], "pick": options["pick"], "effort": effort, "progress": sys.stderr.isatty()}
     keywords |= {"evaluator": trace.evaluator, "trace": trace}
     points = []
@@ -167,12 +195,12 @@ def descend(net, trace: Descent, effort: str, options: dict) -> list:
     return points
 
 
-def executed(net, trace, pick: str, images: int) -> tuple[int, int]:
+def executed(net, path: list, pick: str, images: int) -> tuple[int, int]:
     """Return the multiply-adds of scoring every candidate of every step of a path whole, and how many candidates there are."""
     budgets = Budgets(net, ["macs"])
     widths = net.full().widths
     macs = [budgets.costs(widths)["macs"]]
-    for taken in trace.path_taken()[1:]:
+    for taken in path[1:]:
         candidates = narrowed(net, budgets, widths, budgets.costs(widths), ["macs"], PICK_RULES[pick].part)
         macs += [budgets.costs(candidate)["macs"] for candidate in candidates.values()]
         widths = {**widths, taken.group: taken.width}
