@@ -245,20 +245,36 @@ def test_processes_share_half_of_the_memory_of_a_machine_up_to_4_gb(monkeypatch,
 def test_the_memory_of_the_machine_is_what_the_system_says(monkeypatch):
     lines = Path("/proc/meminfo").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("MemTotal:")]
-    monkeypatch.setattr(ranks, "_CONTAINER_LIMITS", ())
+    monkeypatch.setattr(ranks, "_container_limits", lambda listed: [])
     assert ranks._machine_memory() == pytest.approx(1024 * int(line.split()[1]), rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [("2000000000\n", 2e9), ("max\n", 8e9), ("9223372036854771712\n", 8e9), (None, 8e9)]
+    ("limits", "expected"),
+    [
+        (["2000000000\n"], 2e9),
+        (["2000000000\n", "3000000000\n"], 2e9),
+        (["3000000000\n", "2000000000\n"], 2e9),
+        (["max\n", "", "9223372036854771712\n"], 8e9),
+        ([None], 8e9),
+    ],
 )
-def test_a_container_has_the_memory_that_it_may_take(monkeypatch, tmp_path, limit, expected):
+def test_a_container_has_the_memory_that_it_may_take(monkeypatch, tmp_path, limits, expected):
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**6, "SC_PAGE_SIZE": 4000}.get, raising=False)
-    paths = [tmp_path / "none", tmp_path / "memory.max"]
-    if limit:
-        paths[1].write_text(limit)
-    monkeypatch.setattr(ranks, "_CONTAINER_LIMITS", paths)
+    paths = [tmp_path / str(number) for number in range(len(limits))]
+    for path, limit in zip(paths, limits):
+        if limit is not None:
+            path.write_text(limit)
+    monkeypatch.setattr(ranks, "_container_limits", lambda listed: paths)
     assert ranks._machine_memory() == expected
+
+
+def test_the_limits_of_a_container_are_those_of_all_groups_that_it_is_in():
+    root = Path("/sys/fs/cgroup")
+    v2 = [root / "slurm/job_7/memory.max", root / "slurm/memory.max", root / "memory.max"]
+    assert ranks._container_limits("0::/slurm/job_7\n") == v2
+    v1 = [root / "memory/docker/memory.limit_in_bytes", root / "memory/memory.limit_in_bytes"]
+    assert ranks._container_limits("5:cpu,cpuacct:/docker\n4:memory:/docker\n0::/\n") == [*v1, root / "memory.max"]
 
 
 @pytest.mark.parametrize(
@@ -274,8 +290,8 @@ def test_a_container_has_the_memory_that_it_may_take(monkeypatch, tmp_path, limi
 )
 @pytest.mark.parametrize("local", ["3", None], ids=["torchrun", "by-hand"])
 def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch, local, name, gpus, expected):
-    for variable, value in (("WORLD_SIZE", "4"), ("RANK", "3")):
-        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "6" if local else "3")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if local:
         monkeypatch.setenv("LOCAL_RANK", local)

@@ -421,3 +421,13 @@ def test_the_bar_moves_within_an_epoch_and_goes_on_where_a_training_stopped(caps
     shown = capsys.readouterr().err
     assert "0.25/3" not in shown
     assert all(f"{n:.2f}/3 epochs" in shown for n in (1, 1.25, 2, 2.75, 3)) and "100%" in shown and "train accuracy" in shown
+    assert "1.25/3 epochs [00:00<00:0" in shown  # the time left
+
+
+def test_the_bar_ends_full_where_there_are_fewer_batches_than_were_said(capsys):
+    class Fewer(list):
+        def __len__(self):
+            return 5
+
+    autoslim.retrain(tricky.Residual(), Fewer(batches(3)), epochs=2, progress=True)
+    assert "100%" in capsys.readouterr().err

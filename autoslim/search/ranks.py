@@ -17,14 +17,13 @@ from torch.utils._pytree import tree_map
 log = logging.getLogger("autoslim")
 WAIT = timedelta(days=7)  # the first process may measure latencies for hours before the others go on
 MEET = timedelta(minutes=10)  # over nccl they share only once all are there
-_CONTAINER_LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"  # of cgroup v2 and v1
 
 
 class Ranks:
     """One process of several that all hold the same supernet and images; every process ends with the same results.
 
     Attributes:
-        rank, count: which process of how many; 0 of 1 outside torchrun.
+        rank, count: which process of how many; 0 of 1 where no launcher says so.
     """
 
     _gpus = None  # the group that shares over nccl, of all instances
@@ -37,6 +36,7 @@ class Ranks:
 
     def device(self, name: str) -> str:
         """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named."""
+        # Where no launcher counts the processes of a machine, they are taken to fill one machine after another.
         if name in ("auto", "cuda") and self.count > 1 and torch.cuda.is_available():
             name = f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % torch.cuda.device_count()}"
             torch.cuda.set_device(name)  # what names no GPU would take memory of the first one
@@ -75,7 +75,7 @@ class Ranks:
 
     def memory_budget(self, device: torch.device) -> float:
         """Return the bytes that a search takes in every process by default: half of its share of what is free on its GPU; on a CPU
-        half of its share of the memory of its machine, 4 GB at most.
+        half of its share of the memory of its machine or container, 4 GB at most.
 
         All processes ask together and get the smallest of these, as the sizes of batches follow from it.
 
@@ -123,7 +123,24 @@ def _machine_memory() -> float:
     known = [math.inf]
     with contextlib.suppress(AttributeError, ValueError, OSError):  # on Windows
         known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in _CONTAINER_LIMITS:
-        with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
-            known.append(int(Path(path).read_text()))
+    with contextlib.suppress(ValueError, OSError):
+        for path in _container_limits(Path("/proc/self/cgroup").read_text()):
+            with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
+                known.append(int(path.read_text()))
     return min(known)
+
+
+def _container_limits(listed: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Return the files that may limit the memory of a process, by its lines in /proc/self/cgroup, versions 1 and 2."""
+    found = []
+    for line in listed.splitlines():
+        _, kinds, place = line.split(":", 2)
+        if not kinds:
+            mount, name = root, "memory.max"
+        elif "memory" in kinds.split(","):
+            mount, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        place = mount / place.lstrip("/")  # inside a container it may not be there
+        found += [folder / name for folder in (place, *place.parents) if folder.is_relative_to(mount)]
+    return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -181,7 +182,8 @@ def _run_epochs(
         save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
     device = next(network.parameters()).device
     was_training = network.training
-    told = {"desc": f"training {kind}", "bar_format": _BAR, "mininterval": 1}
+    # miniters: what is learnt of fast steps would hide slower ones. A log is to stay short.
+    told = {"desc": f"training {kind}", "bar_format": _BAR, "miniters": 0, "mininterval": 1 if sys.stderr.isatty() else 60}
     bar = tqdm(total=recipe.epochs, initial=len(rows), disable=not progress, **told)
     devices = [device] if device.type == "cuda" else []
     with bar, torch.random.fork_rng(devices=devices):
@@ -193,6 +195,7 @@ def _run_epochs(
                 write_csv(path.parent / "metrics.csv", rows)
             rates = [f"{value:.1%}" for key, value in rows[-1].items() if key.startswith("accuracy")]
             right = f", train accuracy {' '.join(rates)}" if rates else ""
+            bar.update(epoch + 1 - bar.n)  # there may have been fewer batches than there were said to be
             bar.set_postfix_str(f"loss {rows[-1]['loss']:.3f}{right}")
     network.train(was_training)
     return rows
