@@ -119,9 +119,7 @@ def compare(args, ranks):
 
 def memory_budget(args, ranks, place) -> float:
     """Return the bytes that every process takes for a search; with `--out`, check that it holds this benchmark, and take its own."""
-    path = args.out and args.out / "config.json"
-    kept = read_json(path, RunError).get("memory_budget") if path and path.exists() else None
-    budget = args.memory_budget or kept or ranks.memory_budget(place)
+    budget = args.memory_budget or (args.out and runs.noted_memory_budget(args.out)) or ranks.memory_budget(place)
     ranks.wait()  # all have read what the first process writes
     if args.out and ranks.rank == 0:
         told = {name: value for name, value in vars(args).items() if name not in ("run", "out", "efforts", "straightforward")}

@@ -159,6 +159,18 @@ def write_run(folder: Path, kind: str, noted: dict | None = None, **settings) ->
     write_json(path, {"format": FORMAT, "kind": kind, **settings, **(noted or {}), "versions": versions()})
 
 
+def noted_memory_budget(folder: Path) -> float | None:
+    """Return the bytes that the search in a folder takes in every process, None where there is none.
+
+    Raises:
+        RunError: its config.json cannot be read.
+    """
+    path = folder / "config.json"
+    before = read_json(path, RunError) if path.exists() else {}
+    budget = before.get("memory_budget") if isinstance(before, dict) else None
+    return budget if isinstance(budget, (int, float)) and budget > 0 else None
+
+
 def check_run(folder: Path, kind: str, *, partly: bool = True, **settings) -> None:
     """Check that a folder holds no other run.
 

@@ -275,16 +275,10 @@ def _search(
 
 def _memory_budget(given: str | None, out: Path) -> float | None:
     """Return the memory budget that is given; without one, that of the search that goes on in a folder."""
+    from autoslim.commands.runs import noted_memory_budget
     from autoslim.cost.amounts import parse_bytes
-    from autoslim.errors import RunError
-    from autoslim.files import read_json
 
-    if given is not None:
-        return parse_bytes(given, "--memory-budget")
-    path = out / "config.json"
-    before = read_json(path, RunError) if path.exists() else {}
-    budget = before.get("memory_budget") if isinstance(before, dict) else None
-    return budget if isinstance(budget, (int, float)) and budget > 0 else None
+    return parse_bytes(given, "--memory-budget") if given is not None else noted_memory_budget(out)
 
 
 def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path, ranks, draws: dict) -> tuple:

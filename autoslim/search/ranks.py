@@ -130,9 +130,9 @@ def _machine_memory() -> float:
     return min(known)
 
 
-def _container_limits(listed: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+def _container_limits(listed: str) -> list[Path]:
     """Return the files that may limit the memory of a process, by its lines in /proc/self/cgroup, versions 1 and 2."""
-    found = []
+    root, found = Path("/sys/fs/cgroup"), []
     for line in listed.splitlines():
         _, kinds, place = line.split(":", 2)
         if not kinds:
