@@ -36,6 +36,8 @@ def supernet(tmp_path_factory):
 
 def command(supernet, out, *options, targets=("60%", "25%"), device="cpu"):
     wanted = [word for target in targets for word in ("--flops-target", target)]
+    # The default budget is smaller where more processes share a small machine, and is written into config.json.
+    wanted += ["--memory-budget", "1GB"]
     return ["search", str(supernet), "--device", device, *wanted, "--out", str(out), *map(str, options)]
 
 
