@@ -73,12 +73,14 @@ def test_what_is_saved_divides_what_it_costs():
     assert run(lazy, 2, {"a": 0.4, "b": 0.1}, savings) == [["a"]]
 
 
-def test_all_are_asked_again_on_schedule_and_a_new_group_at_once():
-    lazy = Lazy("loss", refresh=3, at_once=1)
+def test_a_group_is_asked_again_when_it_was_not_for_some_steps_and_a_new_one_at_once():
+    lazy = Lazy("loss", stale=3, at_once=1)
     known = {"a": 0.4, "b": 0.1, "c": 0.2}
     assert run(lazy, 1, known) == [["a", "b", "c"]] and run(lazy, 2, known) == [["b"]]
     known["d"] = 0.3
-    assert run(lazy, 3, known) == [["d"], ["b"]] and run(lazy, 4, known) == [["a", "b", "c", "d"]]
+    assert run(lazy, 3, known) == [["d"], ["b"]]
+    assert run(lazy, 4, known) == [["a", "c"], ["b"]]  # not d, whose prediction is a step old
+    assert run(lazy, 5, known) == [["b"]] and run(lazy, 6, known) == [["d"], ["b"]]
 
 
 def test_losses_that_are_no_numbers_keep_no_other_candidate_out():
@@ -97,7 +99,7 @@ def test_more_candidates_enter_together_where_mistakes_decide():
 
 
 def test_a_search_that_asks_everyone_every_step_lets_all_enter_together():
-    everyone = Lazy("loss", refresh=1)
+    everyone = Lazy("loss", stale=1)
     known = {"a": 0.4, "b": 0.1, "c": 0.2}
     assert run(everyone, 1, known) == [["a", "b", "c"]] and run(everyone, 2, known) == [["a", "b", "c"]]
 

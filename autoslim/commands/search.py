@@ -197,7 +197,7 @@ def _search(
     from autoslim.files import digest
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE
-    from autoslim.search.lazy import AT_ONCE, REFRESH
+    from autoslim.search.lazy import AT_ONCE, STALE
     from autoslim.search.orders import OrderTrace
     from autoslim.search.swaps import swap
     from autoslim.slimmable import family
@@ -216,7 +216,7 @@ def _search(
     if order == "greedy":
         rules |= {"effort": effort, "precision": precision, "budgets": {"kinds": [kind for kind in KINDS if kind in targets]}}
         if effort == "fast":
-            rules |= {"race": RACE, "refresh": REFRESH, "at_once": AT_ONCE[rules["score"]]}
+            rules |= {"race": RACE, "stale": STALE, "at_once": AT_ONCE[rules["score"]]}
     runs.check_run(out, "search", **about, search=rules)  # before latencies are measured for an hour
     budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
     wanted = budgets.check(targets)

@@ -10,7 +10,7 @@ from autoslim.errors import ConfigError, RunError
 from autoslim.search.contest import Judged, Step, WholeContest
 from autoslim.search.engine import step_evaluator
 from autoslim.search.evaluate import Score
-from autoslim.search.lazy import REFRESH, Lazy
+from autoslim.search.lazy import STALE, Lazy
 from autoslim.search.progress import Progress
 from autoslim.search.trace import Candidate, SearchTrace
 from autoslim.slimmable.supernet import Supernet
@@ -127,7 +127,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
     remaining = list(targets)
     full = net.full()
     widths = full.widths
-    strategy = Lazy(score, refresh=REFRESH if effort == "fast" else 1)
+    strategy = Lazy(score, stale=STALE if effort == "fast" else 1)
     if hasattr(evaluator, "forget"):
         evaluator.forget()
     with Progress(budgets.full, targets, shown=progress) as shown:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from autoslim.search.contest import Step
 from autoslim.search.trace import Candidate
 
-REFRESH = 10  # steps between evaluations of all candidates
+STALE = 15  # steps after which what a group cost says nothing any more
 # Candidates that enter a step together. Mistakes tell them apart less surely than losses do: more of them get another look.
 AT_ONCE = {"error": 4, "loss": 2}
 
@@ -14,26 +14,27 @@ AT_ONCE = {"error": 4, "loss": 2}
 class Lazy:
     """Lazy greedy: what a group cost at an earlier step predicts what it costs now.
 
-    Candidates enter in the order of that prediction, a few at once, until none of the others is predicted to beat the best. A
-    group without a prediction always enters; every `refresh` steps all do.
+    Candidates whose prediction is missing or stale enter first; then the others in the order of theirs, a few at once, until
+    none is predicted to beat the best.
 
     Args:
         score: "error" or "loss".
-        refresh: steps between evaluations of all candidates.
+        stale: steps after which a prediction is stale; at 1 all candidates enter every step.
         at_once: candidates that enter together, in place of `AT_ONCE`.
     """
 
-    def __init__(self, score: str, *, refresh: int = REFRESH, at_once: int | None = None):
+    def __init__(self, score: str, *, stale: int = STALE, at_once: int | None = None):
         self._score = score
-        self._refresh = refresh
+        self._stale = stale
         self._at_once = at_once or AT_ONCE[score]
         self._costs: dict[str, float] = {}
+        self._learned: dict[str, int] = {}  # at which step
 
     def run(self, number: int, step: Step, contest) -> None:
         """Let candidates of a step, counted from 1, enter its contest."""
-        everyone = (number - 1) % self._refresh == 0
-        unknown = [name for name in step.candidates if everyone or name not in self._costs]
-        predicted = {name: step.value(name, self._costs[name]) for name in step.candidates if name not in unknown}
+        fresh = {name for name, learned in self._learned.items() if number - learned < self._stale}
+        unknown = [name for name in step.candidates if name not in fresh]
+        predicted = {name: step.value(name, self._costs[name]) for name in step.candidates if name in fresh}
         order = sorted(predicted, key=predicted.get)
         while unknown or order:
             names = unknown or [
@@ -48,6 +49,6 @@ class Lazy:
         """Take in what a step showed; where the base had no score that is a finite number, nothing is known."""
         for each in candidates:
             if math.isfinite(getattr(each, f"base_{self._score}")):
-                self._costs[each.group] = each.increase(self._score)
+                self._costs[each.group], self._learned[each.group] = each.increase(self._score), each.step
             else:
-                self._costs.pop(each.group, None)
+                self._learned.pop(each.group, None)
