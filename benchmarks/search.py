@@ -30,9 +30,10 @@ from autoslim.cost.budgets import Budgets
 from autoslim.errors import RunError
 from autoslim.factories import load_rules
 from autoslim.files import digest, held, read_json, write_json
-from autoslim.search.engine import PartialEvaluator
+from autoslim.search.engine import RACE, PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.greedy import PICK_RULES, narrowed
+from autoslim.search.lazy import AT_ONCE, STALE
 from autoslim.search.ranks import Ranks
 from autoslim.search.samples import Samples
 from autoslim.slimmable import family
@@ -123,6 +124,7 @@ def memory_budget(args, ranks, place) -> float:
     ranks.wait()  # all have read what the first process writes
     if args.out and ranks.rank == 0:
         told = {name: value for name, value in vars(args).items() if name not in ("run", "out", "efforts", "straightforward")}
+        told |= {"race": RACE, "stale": STALE, "at_once": AT_ONCE}
         told |= {"memory_budget": budget, "supernet": digest(args.run / "checkpoint.pt") if args.run else None}
         runs.write_run(args.out, "benchmark", **told, processes=ranks.count)
     return budget

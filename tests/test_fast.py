@@ -1,5 +1,6 @@
 """Searches that do not evaluate every candidate on every image."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -11,6 +12,7 @@ import tricky
 from tricky import randomized
 
 import autoslim
+from autoslim.search import greedy
 from autoslim.search.contest import RISE, ExactContest, Race, Step
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.greedy import PICK_RULES, _candidate, _check_recorded
@@ -430,6 +432,35 @@ def test_a_fast_search_that_was_cut_off_ends_with_the_same_trace(tmp_path):
     for kept in range(1, len(lines), 3):
         (tmp_path / "cut.csv").write_text("".join(lines[:kept]) + lines[kept][:7])
         assert [p.config for p in search(tmp_path / "cut.csv")] == [p.config for p in points]
+        assert (tmp_path / "cut.csv").read_text() == whole
+
+
+def test_a_search_that_was_cut_off_knows_when_a_group_was_asked_last(tmp_path, monkeypatch):
+    net = supernet(tricky.Concat)
+    targets = {"macs": ["40%"]}
+
+    def asked(path):
+        """Search on; returns which groups each step asked."""
+        trace = autoslim.SearchTrace(path)
+        list(autoslim.greedy_search(net, evaluator=Additive(net), trace=trace, targets=targets, score="loss", effort="fast"))
+        return [{each.group for each in candidates} for _, candidates in itertools.groupby((c for c, _ in trace.rows[1:]), lambda c: c.step)]
+
+    monkeypatch.setattr(greedy, "STALE", 100)
+    once = asked(tmp_path / "once.csv")
+    monkeypatch.setattr(greedy, "STALE", 3)
+    often = asked(tmp_path / "often.csv")
+    groups = once[0]
+    assert any(len(step) < len(groups) for step in often[1:])
+    for name in groups:
+        # None goes without being asked for three steps, as some do that are not asked again.
+        steps = [number for number, step in enumerate(often) if name in step]
+        assert all(later - earlier <= 3 for earlier, later in itertools.pairwise(steps))
+    assert any(not any(name in step for step in once[1:4]) for name in groups)
+    whole = (tmp_path / "often.csv").read_text()
+    lines = whole.splitlines(keepends=True)
+    for kept in range(1, len(lines)):
+        (tmp_path / "cut.csv").write_text("".join(lines[:kept]))
+        asked(tmp_path / "cut.csv")
         assert (tmp_path / "cut.csv").read_text() == whole
 
 

@@ -301,6 +301,18 @@ def test_a_fast_search_goes_on_with_another_memory_budget_that_decides_nothing(s
     assert "holds another run (search.images_at_once was 64, now" in told
 
 
+def test_a_fast_search_that_asked_at_other_steps_is_not_gone_on_with(supernet, tmp_path, capsys):
+    base = ("search", supernet, "--device", "cpu", "--out", tmp_path, "--flops-target")
+    assert run(*base, "70%") == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["search"]["stale"]
+    config["search"]["refresh"] = 10  # as earlier versions did
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = contents(tmp_path)
+    assert "holds another run (search.stale was None, now 15)" in refused(capsys, *base, "60%")
+    assert contents(tmp_path) == before
+
+
 def test_another_order_goes_on_with_more_evaluations_and_is_drawn(supernet, tmp_path, capsys):
     base = ("search", supernet, "--device", "cpu", "--order", "random", "--flops-target", "60%", "--out")
     assert run(*base, tmp_path / "both", "--evaluations", 4) == 0

@@ -27,14 +27,13 @@ class Lazy:
         self._score = score
         self._stale = stale
         self._at_once = at_once or AT_ONCE[score]
-        self._costs: dict[str, float] = {}
-        self._learned: dict[str, int] = {}  # at which step
+        self._known: dict[str, tuple[int, float]] = {}  # at which step a group cost how much
 
     def run(self, number: int, step: Step, contest) -> None:
         """Let candidates of a step, counted from 1, enter its contest."""
-        fresh = {name for name, learned in self._learned.items() if number - learned < self._stale}
+        fresh = {name: cost for name, (learned, cost) in self._known.items() if number - learned < self._stale}
         unknown = [name for name in step.candidates if name not in fresh]
-        predicted = {name: step.value(name, self._costs[name]) for name in step.candidates if name in fresh}
+        predicted = {name: step.value(name, fresh[name]) for name in step.candidates if name in fresh}
         order = sorted(predicted, key=predicted.get)
         while unknown or order:
             names = unknown or [
@@ -49,6 +48,6 @@ class Lazy:
         """Take in what a step showed; where the base had no score that is a finite number, nothing is known."""
         for each in candidates:
             if math.isfinite(getattr(each, f"base_{self._score}")):
-                self._costs[each.group], self._learned[each.group] = each.increase(self._score), each.step
+                self._known[each.group] = each.step, each.increase(self._score)
             else:
-                self._learned.pop(each.group, None)
+                self._known.pop(each.group, None)
