@@ -443,7 +443,8 @@ def test_a_search_that_was_cut_off_knows_when_a_group_was_asked_last(tmp_path, m
         """Search on; returns which groups each step asked."""
         trace = autoslim.SearchTrace(path)
         list(autoslim.greedy_search(net, evaluator=Additive(net), trace=trace, targets=targets, score="loss", effort="fast"))
-        return [{each.group for each in candidates} for _, candidates in itertools.groupby((c for c, _ in trace.rows[1:]), lambda c: c.step)]
+        steps = itertools.groupby((candidate for candidate, _ in trace.rows[1:]), lambda candidate: candidate.step)
+        return [{candidate.group for candidate in candidates} for _, candidates in steps]
 
     monkeypatch.setattr(greedy, "STALE", 100)
     once = asked(tmp_path / "once.csv")
