@@ -124,8 +124,8 @@ def memory_budget(args, ranks, place) -> float:
     ranks.wait()  # all have read what the first process writes
     if args.out and ranks.rank == 0:
         told = {name: value for name, value in vars(args).items() if name not in ("run", "out", "efforts", "straightforward")}
-        told |= {"race": RACE, "stale": STALE, "at_once": AT_ONCE}
-        told |= {"memory_budget": budget, "supernet": digest(args.run / "checkpoint.pt") if args.run else None}
+        told |= {"race": RACE, "stale": STALE, "at_once": AT_ONCE, "memory_budget": budget}
+        told |= {"supernet": digest(args.run / "checkpoint.pt") if args.run else None}
         runs.write_run(args.out, "benchmark", **told, processes=ranks.count)
     return budget
 

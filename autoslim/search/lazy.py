@@ -12,7 +12,7 @@ AT_ONCE = {"error": 4, "loss": 2}
 
 
 class Lazy:
-    """Lazy greedy: what a group cost at an earlier step predicts what it costs now.
+    """Lazy greedy (Minoux, 1978): what a group cost at an earlier step predicts what it costs now.
 
     Candidates whose prediction is missing or stale enter first; then the others in the order of theirs, a few at once, until
     none is predicted to beat the best.
