@@ -81,6 +81,75 @@ def test_a_search_takes_no_more_memory_than_it_may(kind, images, effort):
     assert 0.3 * budget < live.most <= budget
 
 
+class SmallGpu(LiveBytes):
+    """Runs out of memory where tensors would take more."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def _add(self, key, size):
+        super()._add(key, size)
+        if size > 0 and self.now > self.size:
+            raise torch.cuda.OutOfMemoryError
+
+
+def searched(net, data, calibration, effort, prepare=lambda evaluator: None):
+    evaluator, trace = PartialEvaluator(net, data, calibration, memory_budget=1e9), autoslim.SearchTrace()
+    prepare(evaluator)
+    options = {"targets": {"macs": ["65%"]}, "score": "loss", "effort": effort, "trace": trace}
+    points = list(autoslim.greedy_search(net, evaluator=evaluator, **options))
+    return (trace.rows, [(point.config, point.score) for point in points]), evaluator
+
+
+@pytest.mark.parametrize("effort", ["exact", "fast"])
+@pytest.mark.parametrize("kind", [Plain, Shortcuts])
+def test_a_search_keeps_less_where_a_gpu_has_less_memory_than_its_budget(kind, effort, caplog):
+    net = trained_like(kind, steps=6)
+    data, calibration = batches((384,), 0, 16), batches((16,) * 4, 1, 16)
+    with SmallGpu(1e12) as large:
+        expected, evaluator = searched(net, data, calibration, effort)
+        macs = evaluator.macs
+    del evaluator
+    assert not caplog.messages
+    with SmallGpu(0.5 * large.most) as small:
+        found, evaluator = searched(net, data, calibration, effort)
+    assert found == expected and macs < evaluator.macs and small.most < 0.51 * large.most
+    assert 1 <= len(caplog.messages) < 4 and "GPU ran out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("effort", ["exact", "fast"])
+@pytest.mark.parametrize("kind", [tricky.Residual, Plain])
+def test_memory_may_run_out_anywhere_on_a_batch(kind, effort, monkeypatch):
+    net = trained_like(kind)
+    data, calibration = batches((300,), 0, 16), batches((16,) * 4, 1, 16)
+    expected, _ = searched(net, data, calibration, effort)
+    calls, failed = itertools.count(1), []
+
+    def prepare(evaluator):
+        run, values = evaluator._partial.run, evaluator._values
+
+        def runs_out(*args, **options):
+            made = run(*args, **options)
+            if values.held and next(calls) % 9 == 0:
+                failed.append(options.get("measure"))
+                raise torch.cuda.OutOfMemoryError
+            return made
+
+        monkeypatch.setattr(evaluator._partial, "run", runs_out)
+
+    found, _ = searched(net, data, calibration, effort, prepare)
+    assert found == expected and None in failed and any(failed)
+
+
+def test_a_gpu_that_has_no_room_though_nothing_is_kept_ends_a_search():
+    net = trained_like(Plain, steps=6)
+    data, calibration = batches((384,), 0, 16), batches((16,) * 4, 1, 16)
+    evaluator = PartialEvaluator(net, data, calibration)
+    with SmallGpu(1e5), pytest.raises(torch.cuda.OutOfMemoryError):
+        list(autoslim.greedy_search(net, evaluator=evaluator, targets={"macs": ["65%"]}, effort="exact"))
+
+
 @pytest.mark.parametrize(("effort", "ranks"), [("exact", 1), ("exact", 3), ("exact", 8), ("fast", 1), ("fast", 2)])
 @pytest.mark.parametrize("size", [32, 300])
 def test_room_is_reckoned_for_the_images_of_the_busiest_process(effort, ranks, size, monkeypatch):

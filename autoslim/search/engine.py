@@ -46,8 +46,8 @@ class PartialEvaluator(SupernetEvaluator):
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
         memory_budget: bytes that values may take in this process, kept and of a batch at work; by default `Ranks.memory_budget`.
-            What does not fit is computed again; images to score come in smaller batches. Calibration batches are not cut, but for a
-            fast search, down to 16 images: if one does not fit, all are run whole for every candidate.
+            What does not fit, there or on a GPU, is computed again; images to score come in smaller batches. Calibration batches
+            are not cut, but for a fast search, down to 16 images: if one does not fit, all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
@@ -116,13 +116,13 @@ class PartialEvaluator(SupernetEvaluator):
         self.net.set(config)
         with eval_mode(self.net):
             for i in self._own_calibration(self._calibration):
-                self._run_whole(self._calibration[i][0], scored.measure_next())
+                self._values.with_room(lambda x=self._calibration[i][0]: self._run_whole(x, scored.measure_next()))
                 found[i] = scored.measure.moments()
             scored.measure.combine(self.ranks.share(found).values()).store()
             found = {}
             for i in self.ranks.own(range(len(self._given))):
                 x, target = self._given[i]
-                logits = self._run_whole(x)
+                logits = self._values.with_room(partial(self._run_whole, x))
                 found[i] = costs_of(logits, class_labels(logits, target), self._labelled)
         scored.seen = self.ranks.share(found)
         return scored.score(len(self._given))
@@ -179,8 +179,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._fits = largest <= self._most
         if not self._fits and self.ranks.rank == 0:
             enough = KINDS["memory"].format(4 * self._partial.bytes * largest, 3)
-            log.info("batches of %d images do not fit into the memory budget: every candidate is calibrated whole; from %s on "
-                     "they would fit", largest, enough)  # fmt: skip
+            log.info("every candidate is calibrated whole: batches of %d images take a memory budget of %s", largest, enough)
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
         if self._sorts and effort == "exact" and self.images >= 2 * batch:
             self._moving = self._find_moving(batch)
@@ -257,10 +256,8 @@ class PartialEvaluator(SupernetEvaluator):
         with self._at_work():
             self.net.set(config)
             for i in self._own_calibration(self._used):
-                x = self._used[i][0]
-                measure = self.base.measure_next()
-                if self._run_base("calibrate", i, x, (), output=True, measure=measure) is None:
-                    self._run_whole(x, measure)
+                run = partial(self._run_base, "calibrate", i, self._used[i][0], output=True)
+                self._values.with_room(lambda run=run: run(measure=self.base.measure_next()))
                 found[i] = self.base.measure.moments()
         self.base.measure.combine(self.ranks.share(found).values())
 
@@ -276,13 +273,8 @@ class PartialEvaluator(SupernetEvaluator):
         found: dict[int, dict] = {}
         with self._at_work():
             for i in self._own_calibration(self._used):
-                x, found[i] = self._used[i][0], {}
-                self.net.set(self.base.config)
-                base = self._run_base("calibrate", i, x, judged, measure=Measure())
-                for name, each in judged.items():
-                    self.net.set(each.config)
-                    self._run_candidate(name, "calibrate", i, x, base, each.measure_next())
-                    found[i][name] = each.measure.moments()
+                self._values.with_room(partial(self._calibrate, judged, i))
+                found[i] = {name: each.measure.moments() for name, each in judged.items()}
         shared = self.ranks.share(found)
         for name, each in judged.items():
             each.measure.combine([row[name] for row in shared.values()])
@@ -290,6 +282,14 @@ class PartialEvaluator(SupernetEvaluator):
                 each.measure.complete(self._last[name].measure)
             self._last[name] = each
         return judged
+
+    def _calibrate(self, judged: Mapping[str, Scored], i: int) -> None:
+        x = self._used[i][0]
+        self.net.set(self.base.config)
+        base = self._run_base("calibrate", i, x, judged, measure=Measure())
+        for name, each in judged.items():
+            self.net.set(each.config)
+            self._run_candidate(name, "calibrate", i, x, base, each.measure_next())
 
     @torch.inference_mode()
     def look(self, judged: Mapping[str, Scored], batches: Iterable[int]) -> None:
@@ -299,24 +299,24 @@ class PartialEvaluator(SupernetEvaluator):
         with self._at_work():
             for i in self.ranks.own(batches):
                 new = {name: each for name, each in judged.items() if i not in each.seen}
-                found[i] = {}
-                if not new and i in self.base.seen:
-                    continue
-                x, target = self._images[i]
-                self.net.set(self.base.config)
-                self.base.measure.store()
-                base = self._run_base("score", i, x, new, output=i not in self.base.seen)
-                if i not in self.base.seen:
-                    logits = self._run_whole(x) if base is None else base[self._partial.output]
-                    found[i][""] = costs_of(logits_of(logits), target, self._labelled)
-                for name, each in new.items():
-                    self.net.set(each.config)
-                    each.measure.store()
-                    logits = logits_of(self._run_candidate(name, "score", i, x, base))
-                    found[i][name] = costs_of(logits, target, self._labelled)
+                found[i] = self._values.with_room(partial(self._look, new, i)) if new or i not in self.base.seen else {}
         for i, row in self.ranks.share(found).items():
             for name, values in row.items():
                 (judged[name] if name else self.base).seen[i] = values
+
+    def _look(self, judged: Mapping[str, Scored], i: int) -> dict[str, Tensor]:
+        """Return what the images of a batch cost with candidates, and with the base ("") where that is not known."""
+        x, target = self._images[i]
+        costs = partial(costs_of, target=target, labelled=self._labelled)
+        self.net.set(self.base.config)
+        self.base.measure.store()
+        base = self._run_base("score", i, x, judged, output=i not in self.base.seen)
+        found = {} if i in self.base.seen else {"": costs(logits_of(base[self._partial.output]))}
+        for name, each in judged.items():
+            self.net.set(each.config)
+            each.measure.store()
+            found[name] = costs(logits_of(self._run_candidate(name, "score", i, x, base)))
+        return found
 
     @torch.inference_mode()
     def advance(self, group: str, winner: Scored) -> None:
@@ -345,17 +345,20 @@ class PartialEvaluator(SupernetEvaluator):
             if self.base is not None:
                 self.net.set(self.base.config)
 
-    def _run_base(self, what: str, i: int, x, candidates: Iterable[str], *, output=False, measure=None) -> dict | None:
-        """Return what candidates read of the base on a batch, and its output; None where a batch is too much to keep."""
-        if images_of(x) > self._most or (what == "calibrate" and not self._fits):
-            return None
+    def _is_too_large(self, what: str, x) -> bool:
+        return images_of(x) > self._most or (what == "calibrate" and not self._fits)
+
+    def _run_base(self, what: str, i: int, x, candidates: Iterable[str] = (), *, output=False, measure=None) -> dict:
+        """Return what candidates read of the base on a batch, and its output."""
+        if self._is_too_large(what, x):
+            return {self._partial.output: self._run_whole(x, measure)} if output else {}
         wanted = {self._partial.output} if output else set()
         for name in candidates:
             wanted |= self._plan(name, what, i).reads
         return self._run_part(self._plan(None, what, i, wanted), what, i, x, measure=measure)
 
-    def _run_candidate(self, name: str, what: str, i: int, x, base: dict | None, measure: Measure | None = None) -> Tensor:
-        if base is None:
+    def _run_candidate(self, name: str, what: str, i: int, x, base: dict, measure: Measure | None = None) -> Tensor:
+        if self._is_too_large(what, x):
             return self._run_whole(x, measure)
         return self._run_part(self._plan(name, what, i), what, i, x, base, measure)[self._partial.output]
 

@@ -1,12 +1,19 @@
 """What is known of the base of a step and of its candidates, kept from step to step."""
 
+import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from autoslim.cost.amounts import KINDS
+
+log = logging.getLogger("autoslim")
 Key = tuple[str | None, str, int]
+Found = TypeVar("Found")
 
 
 class Values:
@@ -24,6 +31,7 @@ class Values:
         self.keep: Mapping[str | None, frozenset[int]] = {}
         self.held = 0
         self._room = 0.0
+        self._most = math.inf  # bytes that a GPU turned out to have room for
         self._known: dict[Key, dict[int, object]] = {}
 
     def __getitem__(self, key: Key) -> Mapping[int, object]:
@@ -32,7 +40,7 @@ class Values:
 
     def choose(self, keep: Mapping[str | None, frozenset[int]], room: float) -> None:
         """Choose the operations whose values are kept, and how many bytes those to score may take."""
-        self.keep, self._room = keep, room
+        self.keep, self._room = keep, min(room, self._most)
         self._replace({key: _of(keep[key[0]], known) for key, known in self._known.items()})
 
     def put(self, key: Key, values: Mapping[int, object]) -> None:
@@ -44,6 +52,27 @@ class Values:
                 return
             self.held += more
         self._known[key] = new
+
+    def with_room(self, work: Callable[[], Found]) -> Found:
+        """Return what some work returns; where a GPU runs out of memory, keep half as much from then on, and do it again.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: it runs out though nothing to score is kept.
+        """
+        before = dict(self._known)
+        while True:
+            try:
+                return work()
+            except torch.cuda.OutOfMemoryError:
+                if not self.held:
+                    raise
+            # Not while the exception is handled, which holds on to what the work had made.
+            self._replace(before)
+            self._room = self._most = self.held / 2
+            self._replace(self._known)
+            torch.cuda.empty_cache()
+            kept = KINDS["memory"].format(self.held, 3)
+            log.warning("the GPU ran out of memory: %s of what was kept stay, and more is computed again", kept)
 
     def clear(self) -> None:
         """Forget everything."""
