@@ -219,6 +219,21 @@ def test_a_network_that_cannot_be_traced_is_one_line(tmp_path, monkeypatch, caps
     assert "nets.py:7" in line and "submodule" in line
 
 
+def test_a_training_tells_that_small_images_are_drawn_larger(tmp_path, monkeypatch, caplog):
+    (tmp_path / "small_nets.py").write_text(
+        "from torch import nn\ndef net(num_classes):\n    return nn.Sequential(nn.Conv2d(1, 16, 3, stride=4), nn.BatchNorm2d(16), "
+        "nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "autoslim")
+    for side, told in ((8, 0), (15, 0), (16, 1)):
+        shape = f"1,{side},{side}"
+        options = ("--data", "digits", "--input-shape", shape, "--epochs", 1, "--out", tmp_path / shape)
+        assert run("train", "small_nets:net", *options) == 0
+        lines = [line for line in caplog.messages if "enlarged" in line]
+        assert len(lines) == told and all("8x8 pixels" in line and "--input-shape 1,8,8" in line for line in lines)
+
+
 def test_a_fast_search_with_little_memory(supernet, tmp_path, capsys):
     target = ("--flops-target", "50%", "--out", tmp_path / "fast")
     assert run("search", supernet, *target, "--effort", "fast", "--memory-budget", "1M", "--json") == 0

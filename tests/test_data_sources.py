@@ -115,6 +115,7 @@ def test_images_are_scaled_by_the_shorter_side_and_cropped(load, root):
     wide = random_image(np.random.default_rng(0), 10, 30)
     save(root / "train/ant/wide.png", wide)
     data = load(image_size=5)
+    assert data.original_size == load(image_size=5).original_size == (8, 8)  # of the first, decoded or cached
     expected = np.asarray(Image.fromarray(wide).resize((15, 5), Image.Resampling.BILINEAR))[:, 5:10]
     assert data.image_shape == data.train.image_shape == (3, 5, 5)
     assert np.array_equal(data.train.images[4].permute(1, 2, 0).numpy(), expected)
@@ -435,7 +436,8 @@ def test_custom_data(custom, function):
         assert part.labels.tolist() == [0, 1, 2, 1]
     assert data.classes == (("x", "y", "z", "unseen") if function == "pil" else ("0", "1", "2"))
     assert sys.path == path
-    assert load_data(f"{custom}:{function}", image_size=4).test.image_shape[1:] == (4, 4)
+    larger = load_data(f"{custom}:{function}", image_size=4)
+    assert larger.test.image_shape[1:] == (4, 4) and larger.original_size == data.original_size == (2, 2)
 
 
 @pytest.mark.parametrize(

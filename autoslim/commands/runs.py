@@ -1,5 +1,6 @@
 """Run folders, and the objects that are rebuilt from them."""
 
+import logging
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space, check_table, load_space
 from autoslim.training.recipe import Recipe
 
+log = logging.getLogger("autoslim")
 FORMAT = "autoslim.run/2"
 _SETTINGS = {
     "supernet": ("system", "space", "data", "held_out", "seed", "classes", "skip_corrupt"),
@@ -54,7 +56,8 @@ def versions() -> dict[str, str]:
 class Images:
     """The image sets of a run: `train` and `search` share nothing; `test` is for the final evaluation only.
 
-    `search` is None where nothing is held out: a network that is retrained learns from all training images.
+    `search` is None where nothing is held out: a network that is retrained learns from all training images. `size` is the side
+    of what a network sees, `original_size` the (H, W) that images came in.
     """
 
     train: ImageSet | FileImages
@@ -64,11 +67,20 @@ class Images:
     mean: list[float]
     std: list[float]
     size: int
+    original_size: tuple[int, int]
     device: torch.device
 
     def counts(self) -> dict[str, int]:
         """Return how many images each part has."""
         return {"train": len(self.train), "search": len(self.search or ()), "test": len(self.test)}
+
+    def tell_enlarged(self) -> None:
+        """Log it where images are drawn twice as large or more, which takes four times as long and shows nothing new."""
+        height, width = self.original_size
+        if self.size >= 2 * min(height, width):
+            shape = f"{self.train.image_shape[0]},{min(height, width)},{min(height, width)}"
+            log.info("images of %dx%d pixels are enlarged to %dx%d, the network's input shape; --input-shape %s (of a factory) or "
+                     "another space takes them as they are", width, height, self.size, self.size, shape)  # fmt: skip
 
     def training(self, images, recipe: dict, seed: int) -> Loader:
         """Return shuffled, augmented batches."""
@@ -107,7 +119,7 @@ def load_images(
         )
     train, search = (data.train, None) if held_out is None else split(data.train, held_out, seed)
     mean, std = channel_statistics(data.train)
-    return Images(train, search, data.test, data.classes, mean, std, input_shape[-1], device)
+    return Images(train, search, data.test, data.classes, mean, std, input_shape[-1], data.original_size, device)
 
 
 def held_out_images(run: Path, settings: dict, input_shape, device: torch.device) -> Images:

@@ -112,6 +112,7 @@ def train_run(
     if held_out is None and system == "autoslim":
         held_out = space.search["held_out"]
     images = runs.load_images(data, space.input_shape, held_out, seed, place, skip_corrupt)
+    images.tell_enlarged()
     space = space.with_classes(len(images.classes))
     net = family.build_supernet(space, place)
     batches = images.training(images.train, space.train, seed)
@@ -139,6 +140,7 @@ def train_s_net(
     del table["switches"], table["norm"]
     recipe = runs.override(table, **overrides)
     images = runs.load_images(data, space.input_shape, None, seed, runs.choose_device(device), skip_corrupt)
+    images.tell_enlarged()
     space = space.with_classes(len(images.classes))
     settings = {"data": data, "seed": seed, "skip_corrupt": skip_corrupt, "space": runs.space_to_json(space)}
     configs = family.switch_configs(space, switches)

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoslim.data.images import ImageSet, resize_images
+from autoslim.data.images import ImageSet
 from autoslim.errors import DataError
 from autoslim.factories import is_foreign
 
 WANTED = "(train, test), each a torch Dataset of (image, int label) or a pair (uint8 [N, C, H, W], labels [N])"
 
 
-def load_custom(spec: str, image_size: int | None) -> tuple[ImageSet, ImageSet, list[str]]:
+def load_custom(spec: str) -> tuple[ImageSet, ImageSet, list[str]]:
     """Call the function that `spec` names and bring both parts it returns into memory.
 
     Class names are the training set's `classes` where it has them, else the numbers from 0 to the largest label.
@@ -44,13 +44,8 @@ def load_custom(spec: str, image_size: int | None) -> tuple[ImageSet, ImageSet, 
         parts = function()
         if not isinstance(parts, (tuple, list)) or len(parts) != 2:
             raise DataError(f"{spec} returned {describe(parts)}; it must return {WANTED}")
-        train = convert_part(parts[0], f"{spec} train", image_size)
-        test = convert_part(parts[1], f"{spec} test", image_size)
-    if train.image_shape != test.image_shape:
-        raise DataError(
-            f"{spec}: train images are {list(train.image_shape)}, test images {list(test.image_shape)}; "
-            "make them one shape [C, H, W]"
-        )
+        train = convert_part(parts[0], f"{spec} train")
+        test = convert_part(parts[1], f"{spec} test")
     names = getattr(parts[0], "classes", None)
     if names is None:
         names = range(int(train.labels.max()) + 1 if len(train) else 0)
@@ -75,7 +70,7 @@ def working_directory_importable() -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def convert_part(part: object, name: str, image_size: int | None) -> ImageSet:
+def convert_part(part: object, name: str) -> ImageSet:
     """Convert one returned part to an ImageSet; `name` opens the errors."""
     if isinstance(part, (tuple, list)) and len(part) == 2 and is_array(part[0]):
         images, labels = as_tensor(part[0]), as_tensor(part[1])
@@ -84,13 +79,13 @@ def convert_part(part: object, name: str, image_size: int | None) -> ImageSet:
         if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
             raise DataError(f"{name}: labels are {describe(part[1])}; {len(images)} images need as many whole numbers")
         check_channels(images[0:1].permute(1, 2, 3, 0)[..., 0], name)
-        return ImageSet(resize_images(images, image_size), labels.long())
+        return ImageSet(images, labels.long())
     if not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
         raise DataError(f"{name}: got {describe(part)}, without a length and items; expected {WANTED}")
-    return convert_items(part, name, image_size)
+    return convert_items(part, name)
 
 
-def convert_items(dataset: object, name: str, image_size: int | None) -> ImageSet:
+def convert_items(dataset: object, name: str) -> ImageSet:
     """Read every (image, label) of a map-style data set."""
     images, labels = [], []
     for index in range(len(dataset)):
@@ -107,7 +102,7 @@ def convert_items(dataset: object, name: str, image_size: int | None) -> ImageSe
         labels.append(to_label(item[1], here))
     if not images:
         raise DataError(f"{name}: the data set is empty; it needs at least one image")
-    return ImageSet(resize_images(torch.stack(images), image_size), torch.tensor(labels))
+    return ImageSet(torch.stack(images), torch.tensor(labels))
 
 
 def to_pixels(image: object, name: str) -> Tensor:

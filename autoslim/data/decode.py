@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,12 +36,7 @@ def stored_size(paths: Iterable[str], image_size: int | None) -> tuple[int, int]
         return image_size, image_size
     first: tuple[str, tuple[int, int]] | None = None
     wanted = None if image_size is None else (image_size, image_size)
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except (OSError, ValueError, Image.DecompressionBombError):
-            continue  # the decoder reports it
+    for path, (height, width) in read_sizes(paths):
         if first is None:
             first = path, (height, width)
         if image_size is None and (height, width) != first[1]:
@@ -54,6 +49,17 @@ def stored_size(paths: Iterable[str], image_size: int | None) -> tuple[int, int]
     if first is None:
         raise DataError("none of the files can be opened as an image; check that they are complete")
     return first[1]
+
+
+def read_sizes(paths: Iterable[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the (H, W) in the header of every file that can be opened; the decoder reports the others."""
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+        yield path, (height, width)
 
 
 def decode_file(path: str, size: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from autoslim.data.cache import cache_folder, cache_key, read_array, write_array
-from autoslim.data.decode import decode_files, stored_side, stored_size
+from autoslim.data.decode import decode_files, read_sizes, stored_side, stored_size
 from autoslim.data.images import FileImages, ImageSet
 from autoslim.errors import DataError
 
@@ -107,8 +107,8 @@ def load_folder(
     skip_corrupt: bool,
     cache_dir: str | os.PathLike | None,
     memory_limit: int,
-) -> tuple[ImageSet | FileImages, ImageSet | FileImages, list[str]]:
-    """Read a data folder: training images, test images, class names.
+) -> tuple[ImageSet | FileImages, ImageSet | FileImages, list[str], tuple[int, int]]:
+    """Read a data folder: training images, test images, class names, the (H, W) of the first image's file.
 
     Pixels are decoded once and cached outside the folder. Where they would take more than `memory_limit` bytes the
     files are decoded batch by batch instead, and are checked beforehand only if corrupt ones are to be skipped.
@@ -140,13 +140,14 @@ def load_folder(
     report_skipped(paths, kept)
     check_classes(labels, kept, len(train.paths), classes, root)
 
+    original = next((found for _, found in read_sizes(paths)), size)
     border = int(np.searchsorted(kept, len(train.paths)))
     targets = torch.from_numpy(labels[kept])
     if not in_memory:
         chosen = FileImages([paths[index] for index in kept], targets, size)
-        return chosen.subset(range(border)), chosen.subset(range(border, len(kept))), classes
+        return chosen.subset(range(border)), chosen.subset(range(border, len(kept))), classes, original
     images = torch.from_numpy(np.array(pixels) if isinstance(pixels, np.memmap) else pixels).permute(0, 3, 1, 2)
-    return ImageSet(images[:border], targets[:border]), ImageSet(images[border:], targets[border:]), classes
+    return ImageSet(images[:border], targets[:border]), ImageSet(images[border:], targets[border:]), classes, original
 
 
 def read_kept(path: Path, files: int) -> np.ndarray | None:

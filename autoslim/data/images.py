@@ -57,6 +57,14 @@ class ImageSet:
         chosen.labels = self.labels[indices]
         return chosen
 
+    def resized(self, size: int | None) -> ImageSet:
+        """Return the images at [size, size], bilinear with antialiasing; this set where nothing changes."""
+        if size is None or self.image_shape[1:] == (size, size):
+            return self
+        parts = self.images.split(1024)
+        resized = [F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in parts]
+        return ImageSet(torch.cat(resized), self.labels)
+
     def fetch(self, indices: Tensor) -> Tensor:
         """Copy the images at `indices` (int64 [B]) into uint8 [B, C, H, W], channels-last in memory."""
         rows = indices if self._rows is None else self._rows[indices]
@@ -99,11 +107,3 @@ class FileImages:
         """Decode the images at `indices` (int64 [B]) to uint8 [B, C, H, W], channels-last in memory."""
         pixels, _ = decode_files(list(self.paths[indices.numpy()]), self.size)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-
-def resize_images(images: Tensor, size: int | None) -> Tensor:
-    """Resize uint8 [N, C, H, W] to [N, C, size, size], bilinear with antialiasing; as it is where nothing changes."""
-    if size is None or tuple(images.shape[2:]) == (size, size):
-        return images
-    resized = [F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in images.split(1024)]
-    return torch.cat(resized)

@@ -21,7 +21,8 @@ FORMS = "digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, folder:DIR or pkg
 class Data:
     """A classification data set: images to train on, images only the final evaluation may see, class names.
 
-    `image_size` is what was asked for; photos are stored larger than that, to leave room for crops.
+    `image_size` is what was asked for; photos are stored larger than that, to leave room for crops. `original_size` is the (H, W)
+    that images came in, of a folder that of the first one.
     """
 
     spec: str
@@ -29,6 +30,7 @@ class Data:
     test: ImageSet | FileImages
     classes: tuple[str, ...]
     image_size: int | None = None
+    original_size: tuple[int, int] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -69,14 +71,14 @@ def load_data(
         raise DataError(f"image size {image_size} is below 1; pass a number of pixels")
     scheme, _, place = spec.partition(":")
     if spec == "digits":
-        train, test, classes = load_digits(image_size)
+        train, test, classes = load_digits()
     elif scheme in (*TORCHVISION_SETS, "folder"):
         if not place:
             raise DataError(f"data set {spec!r} names no folder; write {scheme}:DIR")
         root = Path(place).expanduser()
         try:
             if scheme == "folder":
-                train, test, classes = load_folder(
+                train, test, classes, original = load_folder(
                     root,
                     image_size=image_size,
                     skip_corrupt=skip_corrupt,
@@ -84,12 +86,12 @@ def load_data(
                     memory_limit=memory_limit,
                 )
             else:
-                train, test, classes = load_torchvision(scheme, root, image_size)
+                train, test, classes = load_torchvision(scheme, root)
         except OSError as error:
             raise DataError(f"data set {spec!r} cannot be read: {error}; check the path and its permissions") from error
     elif place and scheme and scheme != "digits":
         try:
-            train, test, classes = load_custom(spec, image_size)
+            train, test, classes = load_custom(spec)
         except ImportError as error:
             raise DataError(f"data set {spec!r} cannot be imported: {error}; known forms are {FORMS}") from error
         except DataError:
@@ -99,8 +101,16 @@ def load_data(
             raise DataError(f"data set {spec!r} failed in its own code with {reason}; call it from Python") from error
     else:
         raise DataError(f"unknown data set {spec!r}; known forms are {FORMS}")
+    if scheme != "folder":
+        original = train.image_shape[1:]
+        train, test = train.resized(image_size), test.resized(image_size)
+        if train.image_shape != test.image_shape:
+            raise DataError(
+                f"{spec}: train images are {list(train.image_shape)}, test images {list(test.image_shape)}; "
+                "make them one shape [C, H, W]"
+            )
     check_labels(spec, train.labels, test.labels, len(classes))
-    return Data(spec, train, test, tuple(classes), image_size)
+    return Data(spec, train, test, tuple(classes), image_size, original)
 
 
 def check_labels(spec: str, train: torch.Tensor, test: torch.Tensor, classes: int) -> None:

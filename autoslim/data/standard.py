@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from autoslim.data.images import ImageSet, resize_images
+from autoslim.data.images import ImageSet
 from autoslim.data.split import split
 from autoslim.errors import DataError
 
@@ -19,7 +19,7 @@ TORCHVISION_SETS = {
 }
 
 
-def load_digits(image_size: int | None) -> tuple[ImageSet, ImageSet, list[str]]:
+def load_digits() -> tuple[ImageSet, ImageSet, list[str]]:
     """Read scikit-learn's 1,797 handwritten digits, 8x8 grey; a fixed fifth of each class is the test set.
 
     Raises:
@@ -34,12 +34,12 @@ def load_digits(image_size: int | None) -> tuple[ImageSet, ImageSet, list[str]]:
     digits = datasets.load_digits()
     grey = torch.from_numpy(digits.images)[:, None]  # 0..16
     images = (grey * (255 / 16)).round().to(torch.uint8)
-    everything = ImageSet(resize_images(images, image_size), torch.from_numpy(digits.target).long())
+    everything = ImageSet(images, torch.from_numpy(digits.target).long())
     train, test = split(everything, 0.2, seed=0)
     return train, test, [str(name) for name in digits.target_names]
 
 
-def load_torchvision(name: str, root: Path, image_size: int | None) -> tuple[ImageSet, ImageSet, list[str]]:
+def load_torchvision(name: str, root: Path) -> tuple[ImageSet, ImageSet, list[str]]:
     """Read a data set that torchvision has downloaded to `root`.
 
     Raises:
@@ -57,14 +57,14 @@ def load_torchvision(name: str, root: Path, image_size: int | None) -> tuple[Ima
                 parts.append(getattr(datasets, kind)(str(root), train=train, download=False))
         except Exception as error:  # torchvision raises RuntimeError for missing files, nearly anything for damaged ones
             raise DataError(missing_files(name, root, inner, kind, error)) from error
-    return (*(to_image_set(part, image_size) for part in parts), list(parts[0].classes))
+    return (*(to_image_set(part) for part in parts), list(parts[0].classes))
 
 
-def to_image_set(dataset: object, image_size: int | None) -> ImageSet:
+def to_image_set(dataset: object) -> ImageSet:
     """Convert `data` (uint8 [N, H, W] or [N, H, W, 3]) and `targets` of a torchvision data set."""
     images = torch.as_tensor(dataset.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return ImageSet(resize_images(images, image_size), torch.as_tensor(dataset.targets).long())
+    return ImageSet(images, torch.as_tensor(dataset.targets).long())
 
 
 def missing_files(name: str, root: Path, inner: str, kind: str, error: Exception) -> str:
