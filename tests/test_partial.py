@@ -1,5 +1,6 @@
 """A network run in parts: against the whole network, at every group."""
 
+import contextlib
 import itertools
 from functools import partial, wraps
 
@@ -523,7 +524,7 @@ def test_a_step_that_was_interrupted_can_be_done_again(monkeypatch):
 
 
 @pytest.mark.parametrize("doing", ["moving", "narrowing"])
-def test_a_step_at_which_memory_runs_out_can_be_done_again(doing, monkeypatch):
+def test_memory_may_run_out_between_steps(doing, monkeypatch):
     net = trained_like(tricky.Residual)
     data, calibration = batches((200,), 0), batches((6, 4), 1)
     parts, base = PartialEvaluator(net, data, calibration), net.full()
@@ -542,9 +543,11 @@ def test_a_step_at_which_memory_runs_out_can_be_done_again(doing, monkeypatch):
             raise torch.OutOfMemoryError
         return works(*args, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+    ends = pytest.raises(torch.OutOfMemoryError) if doing == "narrowing" else contextlib.nullcontext()
+    with monkeypatch.context() as patched, ends:  # what was to move along is forgotten; a step that ended can be done again
         patched.setattr(owner, name, runs_out)
         run()
+    assert next(calls) > 5
     found, fresh = (all_to_the_end(e, second, list(second.candidates)) for e in (parts, PartialEvaluator(net, data, calibration)))
     assert found.close() == fresh.close()
 

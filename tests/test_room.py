@@ -88,10 +88,12 @@ class SmallGpu(LiveBytes):
         super().__init__()
         self.size = size
 
-    def _add(self, key, size):
-        super()._add(key, size)
-        if size > 0 and self.now > self.size:
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        before = self.now
+        made = super().__torch_dispatch__(function, types, args, kwargs)
+        if self.now > max(before, self.size):
             raise torch.cuda.OutOfMemoryError
+        return made
 
 
 def searched(net, data, calibration, effort, prepare=lambda evaluator: None):
@@ -118,36 +120,50 @@ def test_a_search_keeps_less_where_a_gpu_has_less_memory_than_its_budget(kind, e
     assert 1 <= len(caplog.messages) < 4 and "GPU ran out of memory" in caplog.text
 
 
+def run_out(evaluator, wanted, monkeypatch):
+    """Let memory run out after those runs of candidates for which `wanted(what, held)` holds; returns what they were for."""
+    run, failed = evaluator._run_part, []
+
+    def runs_out(plan, what, i, *args, **options):
+        made = run(plan, what, i, *args, **options)
+        if plan.group and wanted(what, evaluator._values.held):
+            failed.append((what, i))
+            raise torch.cuda.OutOfMemoryError
+        return made
+
+    monkeypatch.setattr(evaluator, "_run_part", runs_out)
+    return failed
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("what", ["calibrate", "score"])
 @pytest.mark.parametrize("effort", ["exact", "fast"])
 @pytest.mark.parametrize("kind", [tricky.Residual, Plain])
-def test_memory_may_run_out_anywhere_on_a_batch(kind, effort, monkeypatch):
+def test_memory_may_run_out_on_any_batch(kind, effort, what, times, monkeypatch):
     net = trained_like(kind)
     data, calibration = batches((300,), 0, 16), batches((16,) * 4, 1, 16)
     expected, _ = searched(net, data, calibration, effort)
-    calls, failed = itertools.count(1), []
+    calls, failed = itertools.count(), []
 
-    def prepare(evaluator):
-        run, values = evaluator._partial.run, evaluator._values
+    def wanted(kind, held):
+        return held and kind == what and next(calls) % 40 in [7, 9, 10][:times]
 
-        def runs_out(*args, **options):
-            made = run(*args, **options)
-            if values.held and next(calls) % 9 == 0:
-                failed.append(options.get("measure"))
-                raise torch.cuda.OutOfMemoryError
-            return made
-
-        monkeypatch.setattr(evaluator._partial, "run", runs_out)
-
-    found, _ = searched(net, data, calibration, effort, prepare)
-    assert found == expected and None in failed and any(failed)
+    found, _ = searched(net, data, calibration, effort, lambda each: failed.append(run_out(each, wanted, monkeypatch)))
+    assert found == expected
+    assert len(failed[0]) >= times and (times == 1 or any(a == b for a, b in itertools.pairwise(failed[0])))
 
 
-def test_a_gpu_that_has_no_room_though_nothing_is_kept_ends_a_search():
+def test_a_gpu_that_has_no_room_though_nothing_is_kept_ends_a_search(monkeypatch):
     net = trained_like(Plain, steps=6)
     data, calibration = batches((384,), 0, 16), batches((16,) * 4, 1, 16)
-    evaluator = PartialEvaluator(net, data, calibration)
-    with SmallGpu(1e5), pytest.raises(torch.cuda.OutOfMemoryError):
-        list(autoslim.greedy_search(net, evaluator=evaluator, targets={"macs": ["65%"]}, effort="exact"))
+    expected, _ = searched(net, data, calibration, "exact")
+    evaluator = PartialEvaluator(net, data, calibration, memory_budget=1e9)
+    options = {"evaluator": evaluator, "targets": {"macs": ["65%"]}, "score": "loss", "effort": "exact"}
+    with monkeypatch.context() as patched, pytest.raises(torch.cuda.OutOfMemoryError):
+        failed = run_out(evaluator, lambda what, held: held or failed, patched)
+        list(autoslim.greedy_search(net, **options))
+    assert len(failed) > 2 and not evaluator._values.held
+    assert [(point.config, point.score) for point in autoslim.greedy_search(net, **options)] == expected[1]
 
 
 @pytest.mark.parametrize(("effort", "ranks"), [("exact", 1), ("exact", 3), ("exact", 8), ("fast", 1), ("fast", 2)])

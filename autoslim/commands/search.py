@@ -101,9 +101,9 @@ def _check_order(order: str, targets: Mapping) -> None:
 )  # fmt: skip
 @click.option(
     "--memory-budget", metavar="BYTES",
-    help="Memory of each process for what candidates share and what is kept from step to step; with less, more is computed "
-    "again, as where a GPU runs out of memory. The images come on top, a byte for every channel of every pixel.  [default: half "
-    "of what is free on its GPU, or of the memory of its machine or container, 4GB at most; shared by the processes there]",
+    help="Memory of each process for what candidates share and what is kept from step to step; with less, or where a GPU runs "
+    "out of memory, more is computed again. The images come on top, a byte for every channel of every pixel.  [default: half of "
+    "what is free on its GPU, or of the memory of its machine or container, 4GB at most; shared by the processes there]",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option

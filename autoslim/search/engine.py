@@ -28,14 +28,12 @@ from autoslim.training.steps import class_labels, logits_of
 
 log = logging.getLogger("autoslim")
 CASTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# How a fast search samples: standard errors, images of the first and the last decision and between two of them, images that
-# calibrate a candidate.
+# How a fast search samples: standard errors, images of the first and the last decision, from one to the next, and to calibrate.
 RACE = {"z": 2.0, "least": 512, "most": 1024, "every": 256, "calibration": 256}
 # Images of a batch that is scored on a CPU, where small ones share the work among processes and let an exact search stop sooner;
 # and on GPUs, which would be idle with them. There an exact search takes more, for about `GPU_BATCHES` batches a process.
 CPU_BATCH, GPU_BATCH, GPU_BATCHES = 64, 256, 8
-# Images of a batch that calibrates a candidate of a fast search, at least. With fewer, batch norms see too little: the loss of
-# MobileNet v2 is as with 256 down to 16, and 0.03 higher with 4.
+# Images of a batch that calibrates a candidate of a fast search, at least. With 4 the loss of MobileNet v2 is higher by 0.03.
 CALIBRATION_BATCH = 16
 
 
@@ -46,8 +44,9 @@ class PartialEvaluator(SupernetEvaluator):
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
         memory_budget: bytes that values may take in this process, kept and of a batch at work; by default `Ranks.memory_budget`.
-            What does not fit, there or on a GPU, is computed again; images to score come in smaller batches. Calibration batches
-            are not cut, but for a fast search, down to 16 images: if one does not fit, all are run whole for every candidate.
+            What does not fit, or what a GPU has no memory for, is computed again; images to score come in smaller batches.
+            Calibration batches are not cut, but for a fast search, down to 16 images: if one does not fit, all are run whole for
+            every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
@@ -116,16 +115,17 @@ class PartialEvaluator(SupernetEvaluator):
         self.net.set(config)
         with eval_mode(self.net):
             for i in self._own_calibration(self._calibration):
-                self._values.with_room(lambda x=self._calibration[i][0]: self._run_whole(x, scored.measure_next()))
+                self._values.with_room(lambda i=i: self._run_whole(self._calibration[i][0], scored.measure_next()))
                 found[i] = scored.measure.moments()
             scored.measure.combine(self.ranks.share(found).values()).store()
-            found = {}
-            for i in self.ranks.own(range(len(self._given))):
-                x, target = self._given[i]
-                logits = self._values.with_room(partial(self._run_whole, x))
-                found[i] = costs_of(logits, class_labels(logits, target), self._labelled)
-        scored.seen = self.ranks.share(found)
+            own = self.ranks.own(range(len(self._given)))
+            scored.seen = self.ranks.share({i: self._values.with_room(partial(self._cost_whole, i)) for i in own})
         return scored.score(len(self._given))
+
+    def _cost_whole(self, i: int) -> Tensor:
+        x, target = self._given[i]
+        logits = self._run_whole(x)
+        return costs_of(logits, class_labels(logits, target), self._labelled)
 
     def _own_calibration(self, batches: Sequence) -> list[int]:
         """Return the batches that this process runs; one at least, so that it learns where the statistics belong."""
@@ -179,7 +179,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._fits = largest <= self._most
         if not self._fits and self.ranks.rank == 0:
             enough = KINDS["memory"].format(4 * self._partial.bytes * largest, 3)
-            log.info("every candidate is calibrated whole: batches of %d images take a memory budget of %s", largest, enough)
+            log.info("every candidate is calibrated whole: batches of %d images need a memory budget of %s", largest, enough)
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
         if self._sorts and effort == "exact" and self.images >= 2 * batch:
             self._moving = self._find_moving(batch)
@@ -256,8 +256,8 @@ class PartialEvaluator(SupernetEvaluator):
         with self._at_work():
             self.net.set(config)
             for i in self._own_calibration(self._used):
-                run = partial(self._run_base, "calibrate", i, self._used[i][0], output=True)
-                self._values.with_room(lambda run=run: run(measure=self.base.measure_next()))
+                run = partial(self._run_base, "calibrate", i, output=True)
+                self._values.with_room(lambda i=i, run=run: run(self._used[i][0], measure=self.base.measure_next()))
                 found[i] = self.base.measure.moments()
         self.base.measure.combine(self.ranks.share(found).values())
 
@@ -349,7 +349,7 @@ class PartialEvaluator(SupernetEvaluator):
         return images_of(x) > self._most or (what == "calibrate" and not self._fits)
 
     def _run_base(self, what: str, i: int, x, candidates: Iterable[str] = (), *, output=False, measure=None) -> dict:
-        """Return what candidates read of the base on a batch, and its output."""
+        """Return what candidates read of the base on a batch, and its output; of a batch that is too large, the output alone."""
         if self._is_too_large(what, x):
             return {self._partial.output: self._run_whole(x, measure)} if output else {}
         wanted = {self._partial.output} if output else set()

@@ -1,5 +1,6 @@
 """What is known of the base of a step and of its candidates, kept from step to step."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ class Values:
         self.keep: Mapping[str | None, frozenset[int]] = {}
         self.held = 0
         self._room = 0.0
-        self._most = math.inf  # bytes that a GPU turned out to have room for
+        self._found_room = math.inf  # that a GPU turned out to have
         self._known: dict[Key, dict[int, object]] = {}
 
     def __getitem__(self, key: Key) -> Mapping[int, object]:
@@ -40,7 +41,7 @@ class Values:
 
     def choose(self, keep: Mapping[str | None, frozenset[int]], room: float) -> None:
         """Choose the operations whose values are kept, and how many bytes those to score may take."""
-        self.keep, self._room = keep, min(room, self._most)
+        self.keep, self._room = keep, min(room, self._found_room)
         self._replace({key: _of(keep[key[0]], known) for key, known in self._known.items()})
 
     def put(self, key: Key, values: Mapping[int, object]) -> None:
@@ -59,23 +60,23 @@ class Values:
         Raises:
             torch.cuda.OutOfMemoryError: it runs out though nothing to score is kept.
         """
-        before = dict(self._known)
         while True:
+            before, known = dict(self._known), self.held
             try:
                 return work()
             except torch.cuda.OutOfMemoryError:
                 if not self.held:
                     raise
             # Not while the exception is handled, which holds on to what the work had made.
+            self._room = self._found_room = self.held / 2
             self._replace(before)
-            self._room = self._most = self.held / 2
-            self._replace(self._known)
             torch.cuda.empty_cache()
-            kept = KINDS["memory"].format(self.held, 3)
-            log.warning("the GPU ran out of memory: %s of what was kept stay, and more is computed again", kept)
+            left, known = (KINDS["memory"].format(size, 3) for size in (self.held, known))
+            log.warning("the GPU ran out of memory: %s are kept of %s, and more is computed again", left, known)
 
     def clear(self) -> None:
         """Forget everything."""
+        self._found_room = math.inf
         self._replace({})
 
     def forget(self, name: str) -> dict[Key, dict[int, object]]:
@@ -119,14 +120,10 @@ class Values:
                 if (known := tuple(parts)) not in ways:
                     rows = _rows(before, known, {b: after[b] for b in changed.intersection(own)})
                     ways[known] = {b: row.to(parts[known[0]].device) for b, row in rows.items()}
-                layout = torch.empty_like(parts[known[0]], device="meta")
-                joined = torch.cat(list(parts.values()))
-                parts.clear()
-                for b, rows in ways[known].items():
-                    value = torch.empty_like(layout, device=joined.device)
-                    torch.index_select(joined, 0, rows, out=value)
-                    self._known.setdefault((name, "score", b), {})[i] = value
-                    self.held += value.nbytes
+                with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                    for b, value in _moved(parts, ways[known]).items():
+                        self._known.setdefault((name, "score", b), {})[i] = value
+                        self.held += value.nbytes
         self._replace(self._known)
 
     def _replace(self, known: dict[Key, dict[int, object]]) -> None:
@@ -146,6 +143,18 @@ def _rows(before: Sequence[Tensor], known: Iterable[int], batches: Mapping[int, 
     row = torch.full((sum(map(len, before)),), -1)
     row[joined] = torch.arange(len(joined))
     return {b: row[images] for b, images in batches.items() if (row[images] >= 0).all()}
+
+
+def _moved(parts: dict[int, Tensor], rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return of the joined parts, which are given away, the rows of every batch, laid out in memory as they are."""
+    layout = torch.empty_like(next(iter(parts.values())), device="meta")
+    joined = torch.cat(list(parts.values()))
+    parts.clear()
+    found = {}
+    for b, of_batch in rows.items():
+        found[b] = torch.empty_like(layout, device=joined.device)
+        torch.index_select(joined, 0, of_batch, out=found[b])
+    return found
 
 
 def _of(keep: Collection[int], values: Mapping[int, object]) -> dict[int, object]:
