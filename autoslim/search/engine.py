@@ -44,9 +44,8 @@ class PartialEvaluator(SupernetEvaluator):
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
         rules: the rules that the supernet's groups were found with.
         memory_budget: bytes that values may take in this process, kept and of a batch at work; by default `Ranks.memory_budget`.
-            What does not fit, or what a GPU has no memory for, is computed again; images to score come in smaller batches.
-            Calibration batches are not cut, but for a fast search, down to 16 images: if one does not fit, all are run whole for
-            every candidate.
+            What does not fit is computed again; images to score come in smaller batches. Calibration batches are not cut, but for a
+            fast search, down to 16 images: if one does not fit, all are run whole for every candidate.
         precision: what candidates are compared in: "fp32", "bf16" or "fp16". `score` is always in fp32, which on a GPU
             includes TF32 where torch allows it (in convolutions, if nothing is set).
         race: entries of `RACE` to replace, for a fast search.
@@ -179,7 +178,8 @@ class PartialEvaluator(SupernetEvaluator):
         self._fits = largest <= self._most
         if not self._fits and self.ranks.rank == 0:
             enough = KINDS["memory"].format(4 * self._partial.bytes * largest, 3)
-            log.info("every candidate is calibrated whole: batches of %d images need a memory budget of %s", largest, enough)
+            log.info("batches of %d images do not fit into the memory budget: every candidate is calibrated whole; from %s on "
+                     "they would fit", largest, enough)  # fmt: skip
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
         if self._sorts and effort == "exact" and self.images >= 2 * batch:
             self._moving = self._find_moving(batch)
