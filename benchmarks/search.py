@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 import autoslim
+from autoslim.allocator import keep_freed_memory
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
 from autoslim.cost.budgets import Budgets
@@ -63,6 +64,7 @@ def main():
     if args.steps is None and args.target is None:
         args.steps, args.target = (None, "50%") if args.run else (4, None)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the command does
     ranks = Ranks()
     with held(args.out) if args.out and ranks.rank == 0 else contextlib.nullcontext():
         compare(args, ranks)
