@@ -148,7 +148,7 @@ class Descent(autoslim.SearchTrace):
     """
 
     def __init__(self, folder: Path | None, name: str, ranks: Ranks, evaluator, steps: int | None):
-        super().__init__(folder and folder / f"{name}.csv", writes=ranks.rank == 0)
+        super().__init__(folder and folder / f"{name}.csv")
         self.evaluator, self._steps = evaluator, steps
         self._kept = folder and folder / f"{name}-{ranks.rank}.json"
         self._spent: dict[str, tuple[float, int]] = {}  # by the end of every step

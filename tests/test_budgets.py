@@ -1,6 +1,7 @@
 """Budgets of several kinds: how they are written, paired and checked, and what a candidate gains towards them."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -236,6 +237,22 @@ def test_numbers_of_amounts_that_cannot_be_paired_are_refused():
 )
 def test_targets_out_of_reach_are_refused_with_the_range(targets, words):
     assert refused(**targets) == words
+
+
+@pytest.mark.parametrize(("least", "most"), [(30_001_234.0, 299_998_765.0), (64_100, 64_100_000), (5_243_123, 99_999_600.0)])
+def test_the_range_that_is_told_can_be_asked_for(least, most):
+    with pytest.raises(autoslim.AutoSlimError) as error:
+        check_budgets({"macs": 1}, {"macs": most}, {"macs": least})
+    low, high = re.search(r"reachable: (\S+) to (\S+) MACs", str(error.value)).groups()
+    for amount in (low, high):
+        (target,) = check_budgets({"macs": amount}, {"macs": most}, {"macs": least})
+        assert least <= target.amounts["macs"] <= most
+    assert KINDS["macs"].read(low, 0) < 1.001 * least and KINDS["macs"].read(high, 0) > 0.999 * most
+
+
+@pytest.mark.parametrize(("text", "amount"), [("64.1k", 64_100), ("5.243M", 5_243_000), ("1.001G", 1_001_000_000)])
+def test_amounts_are_what_they_say_to_the_last_digit(text, amount):
+    assert KINDS["macs"].read(text, 0) == amount
 
 
 def test_a_kind_that_is_not_counted_is_refused():

@@ -11,6 +11,7 @@ import tricky
 from tricky import randomized
 
 import autoslim
+from autoslim import allocator
 from autoslim.cost.latency import Setup, remeasure
 from autoslim.cost.latency_table import open_table
 from autoslim.search import engine, ranks
@@ -236,7 +237,7 @@ def test_processes_share_half_of_the_free_memory_of_a_gpu(monkeypatch, cards, ex
 )
 def test_processes_share_half_of_the_memory_of_a_machine_up_to_4_gb(monkeypatch, memory, others, expected):
     monkeypatch.setattr("platform.node", lambda: "a")
-    monkeypatch.setattr(ranks, "_machine_memory", lambda: memory)
+    monkeypatch.setattr(ranks, "machine_memory", lambda: memory)
     monkeypatch.setattr(Ranks, "share", lambda ranks, own: own | dict(enumerate(others, 1)))
     assert Ranks().memory_budget(torch.device("cpu")) == expected
 
@@ -245,8 +246,8 @@ def test_processes_share_half_of_the_memory_of_a_machine_up_to_4_gb(monkeypatch,
 def test_the_memory_of_the_machine_is_what_the_system_says(monkeypatch):
     lines = Path("/proc/meminfo").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("MemTotal:")]
-    monkeypatch.setattr(ranks, "_container_limits", lambda listed: [])
-    assert ranks._machine_memory() == pytest.approx(1024 * int(line.split()[1]), rel=0.01)
+    monkeypatch.setattr(allocator, "_container_limits", lambda listed: [])
+    assert allocator.machine_memory() == pytest.approx(1024 * int(line.split()[1]), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -265,16 +266,16 @@ def test_a_container_has_the_memory_that_it_may_take(monkeypatch, tmp_path, limi
     for path, limit in zip(paths, limits):
         if limit is not None:
             path.write_text(limit)
-    monkeypatch.setattr(ranks, "_container_limits", lambda listed: paths)
-    assert ranks._machine_memory() == expected
+    monkeypatch.setattr(allocator, "_container_limits", lambda listed: paths)
+    assert allocator.machine_memory() == expected
 
 
 def test_the_limits_of_a_container_are_those_of_all_groups_that_it_is_in():
     root = Path("/sys/fs/cgroup")
     v2 = [root / "slurm/job_7/memory.max", root / "slurm/memory.max", root / "memory.max"]
-    assert ranks._container_limits("0::/slurm/job_7\n") == v2
+    assert allocator._container_limits("0::/slurm/job_7\n") == v2
     v1 = [root / "memory/docker/memory.limit_in_bytes", root / "memory/memory.limit_in_bytes"]
-    assert ranks._container_limits("5:cpu,cpuacct:/docker\n4:memory:/docker\n0::/\n") == [*v1, root / "memory.max"]
+    assert allocator._container_limits("5:cpu,cpuacct:/docker\n4:memory:/docker\n0::/\n") == [*v1, root / "memory.max"]
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from tricky import randomized
 import autoslim
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import as_inputs
-from autoslim.search.engine import PartialEvaluator, step_evaluator
+from autoslim.search import engine
+from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.influence import Influence
+from autoslim.search.judge import step_evaluator
 from autoslim.search.partial import PartialNet
 
 
@@ -684,3 +686,23 @@ def test_pixels_that_are_left_out_count_for_nothing(score, dtype):
     classes = labels.numpy()[known]
     by_hand = (scores.argmax(1) != classes).mean(), -scores[range(len(classes)), classes].mean()
     assert (found.score.error, found.score.loss) == pytest.approx(by_hand, rel=1e-4)
+
+
+@pytest.mark.parametrize(("budget", "room"), [(8e9, 8e9), (1e4, 1e9)])
+def test_what_runs_leave_behind_is_handed_back(monkeypatch, budget, room):
+    asked = []
+
+    class Freed:
+        def __init__(self, room=None):
+            self.room = room
+
+        def give_back(self):
+            asked.append(self.room)
+
+    monkeypatch.setattr(engine, "FreedMemory", Freed)
+    net, _ = supernet(tricky.Residual)
+    parts = PartialEvaluator(net, batches([20], 0), batches([8], 1), memory_budget=budget)
+    parts.score(net.full())
+    assert len(asked) >= 2  # of a batch that calibrates and one that scores
+    list(autoslim.greedy_search(net, targets={"macs": "80%"}, evaluator=parts))
+    assert set(asked) == {room} and len(asked) > 10

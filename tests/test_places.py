@@ -37,12 +37,13 @@ def test_a_search_that_sorts_its_images_anew_decides_the_same_wherever_it_goes_o
     brute, expected = search(SupernetEvaluator(net, data, calibration))
     sorted_by = []
     monkeypatch.setattr(engine, "most_first", lambda order, costs: sorted_by.append(costs) or most_first(order, costs))
-    whole, found = search(PartialEvaluator(net, data, calibration))
+    whole, found = search(parts := PartialEvaluator(net, data, calibration))
     assert found.config.widths == expected.config.widths
     for one, other in zip(whole.path_taken(), brute.path_taken(), strict=True):
         assert (one.group, one.width, one.images, one.error) == (other.group, other.width, 200, pytest.approx(other.error))
     steps = found.step
-    assert steps > 4 and len(sorted_by) == steps
+    # Where last digits follow from an image's place in its batch (AVX2), images stay as they were sorted at first.
+    assert steps > 4 and len(sorted_by) == (steps if parts._moving else 1)
     assert not any(torch.equal(one, other) for one, other in itertools.pairwise(sorted_by))
     for known in range(1, steps + 1):
         resumed, _ = search(PartialEvaluator(net, data, calibration), known, whole)

@@ -2,6 +2,7 @@ import functools
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,7 +20,9 @@ from autoslim.cost.budgets import Budgets, Target
 from autoslim.search.contest import Judged, Step, WholeContest
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.greedy import PICK_RULES, narrowed
+from autoslim.search.orders import random_search
 from autoslim.search.progress import Progress
+from autoslim.search.scored import costs_of
 from autoslim.search.trace import Candidate
 
 
@@ -505,6 +508,63 @@ def test_an_evaluator_of_ones_own_may_judge_candidates_together():
     (found,) = autoslim.greedy_search(net, targets={"macs": "60%"}, evaluator=table, effort="exact")
     (expected,) = autoslim.greedy_search(net, targets={"macs": "60%"}, evaluator=Table(table.error), effort="exact")
     assert found.config.channels == expected.config.channels
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, torch.tensor, float])
+def test_an_evaluator_may_give_numbers_of_numpy_and_torch(number, tmp_path):
+    class Judge:
+        asked = 0
+
+        def score(self, config):
+            self.asked += 1
+            value = sum(config.widths.values()) / 1000
+            return autoslim.Score(number(value), number(2 * value), np.int64(10))
+
+    def search(judge):
+        trace = autoslim.SearchTrace(tmp_path / "trace.csv")
+        (point,) = autoslim.greedy_search(supernet(), targets={"macs": "60%"}, evaluator=judge, trace=trace)
+        point.config.save(tmp_path / "found.json")
+        return [(path.name, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
+
+    found = search(Judge())
+    assert search(again := Judge()) == found and again.asked == 0
+
+
+def test_an_evaluator_that_gives_no_score_is_told_to():
+    for search in (autoslim.greedy_search, random_search):
+        judge = SimpleNamespace(score=lambda config: 0.25)
+        with pytest.raises(autoslim.AutoSlimError, match=r"as 0\.25; return autoslim\.Score\(error, loss, images\)"):
+            list(search(supernet(divisor=1), targets={"macs": "60%"}, evaluator=judge))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_meet_no_label(broken):
+    logits = torch.eye(4)
+    logits[1:3] = broken  # the first class would be taken
+    logits[3, :2] = float("-inf")
+    target = torch.tensor([0, 0, 1, 3])
+    assert autoslim.evaluate(Shows(logits), [(torch.zeros(4, 4), target)]).error == 0.5
+    wrong, _, _ = costs_of(logits, target)
+    assert wrong.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+class Shows(nn.Module):
+    """A network that gives the same scores whatever it sees."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits, requires_grad=False)
+
+    def forward(self, x):
+        return self.logits
+
+
+def test_of_several_processes_the_first_writes_the_trace(tmp_path, monkeypatch):
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        trace = autoslim.SearchTrace(tmp_path / "trace.csv")
+        trace.record([Candidate(0, "", 0, 10, 0.5, 1.0, 4, 0.5, 1.0)])
+        assert len(trace.rows) == 1 and (tmp_path / "trace.csv").exists() == (rank == 0)
 
 
 def test_images_without_any_label_are_refused():

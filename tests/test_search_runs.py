@@ -419,6 +419,36 @@ def test_swaps_go_on_from_a_search_without_and_keep_every_target(supernet, tmp_p
         assert taken["widths"].split() == [str(row[0]) for row in each["channels"].values()]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            ("--flops-target", "60%", "--swaps", 2),
+            ("--flops-target", "60%"),
+            "642.2k.json was found with --swaps 2; pass as many",
+        ),
+        (
+            ("--flops-target", "60%", "--order", "random", "--evaluations", 6),
+            ("--flops-target", "60%", "--order", "random", "--evaluations", 4),
+            "642.2k.json was found with --evaluations 6; pass as many or more, or another --out",
+        ),
+        (
+            ("--flops-target", "642210"),
+            ("--flops-target", "642190", "--flops-target", "80%"),
+            "642.2k.json is there for another target (macs 642210); pass another --out",
+        ),
+    ],
+)
+def test_what_was_found_does_not_give_way_to_less(supernet, tmp_path, capsys, first, second, words):
+    common = ("--device", "cpu", "--out", tmp_path)
+    assert run("search", supernet, *first, *common) == 0
+    before = contents(tmp_path)
+    assert words in refused(capsys, "search", supernet, *second, *common)
+    assert contents(tmp_path) == before
+    assert run("search", supernet, *first, *common) == 0
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_estimates_are_in_full_precision(supernet, tmp_path, capsys, precision):
     options = ("--flops-target", "60%", "--device", "cpu", "--effort", "exact", "--precision", precision)

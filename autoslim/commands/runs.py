@@ -13,8 +13,8 @@ from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load
 from autoslim.errors import ConfigError, DataError, RunError
 from autoslim.factories import load_rules
 from autoslim.files import read_json, write_json
-from autoslim.search.engine import step_evaluator
 from autoslim.search.evaluate import SupernetEvaluator
+from autoslim.search.judge import step_evaluator
 from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space, check_table, load_space
 from autoslim.training.recipe import Recipe

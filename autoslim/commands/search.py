@@ -193,6 +193,7 @@ def _search(
 
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets
+    from autoslim.commands.uniform import Uniforms, uniform_sweep
     from autoslim.cost.amounts import KINDS
     from autoslim.files import digest
     from autoslim.report.tables import write_spectrum
@@ -220,15 +221,16 @@ def _search(
     runs.check_run(out, "search", **about, search=rules)  # before latencies are measured for an hour
     budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
     wanted = budgets.check(targets)
+    draws = {}
+    if order not in ("greedy", "uniform"):
+        draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "seed": settings["seed"]}
+    _check_found(out, wanted, {"swaps": swaps, **draws})
     evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
     if order == "greedy":
         rules["budgets"] = budgets.decide_by(wanted)
         if effort == "fast":
             # It samples and calibrates in batches, which are smaller where they would not fit into the memory budget.
             rules["images_at_once"] = evaluator.batch
-    draws = {}
-    if order not in ("greedy", "uniform"):
-        draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "seed": settings["seed"]}
     ranks.connect(place)
     points, trace = _points(net, order, wanted, budgets, evaluator, rules, out, ranks, draws)
     if ranks.rank == 0:
@@ -244,15 +246,18 @@ def _search(
         config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
         return replace(config, provenance={**provenance, **extra})
 
-    found, notes, reached, uniforms = [], [], [], uniform_family(space, net)
+    found, notes, reached = [], [], []
+    uniforms = Uniforms(space, net, budgets.table) if order == "greedy" else None
     for point in points:
         if swaps:
             again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
-            point = swap(net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv", writes=ranks.rank == 0), **again)
+            point = swap(net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv"), **again)
         pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
         reached.append((point.cost.macs, point.score))
-        if order == "greedy":
-            equal = equal_cost_uniform(uniforms, budgets.table, point.cost.macs)
+        if uniforms:
+            equal, usual = uniforms.nearest(point.cost.macs)
+            if not usual:
+                notes.append(f"uniform-{point.target.label}: one ratio for all groups, as no {space.name} costs about as much")
             pair.append(("uniform-", finish(equal, evaluator.score(equal).estimate(), point.target, kind="uniform")))
         if swaps and "swaps" not in point.config.estimate:
             notes.append(f"{point.target.label}: no swap helped")
@@ -281,6 +286,25 @@ def _memory_budget(given: str | None, out: Path) -> float | None:
     return parse_bytes(given, "--memory-budget") if given is not None else noted_memory_budget(out)
 
 
+def _check_found(out: Path, targets: list, effort: Mapping) -> None:
+    """Raise RunError where a network of an earlier search would give way to one of another target, or of less searching."""
+    from autoslim.channels.config import ChannelConfig
+    from autoslim.errors import ConfigError, RunError
+
+    for target in targets:
+        path = out / f"{target.label}.json"
+        try:
+            known = ChannelConfig.load(path).provenance if path.exists() else {}
+        except ConfigError:
+            continue
+        if known.get("target", target.to_json()) != target.to_json():
+            amounts = ", ".join(f"{kind} {amount:g}" for kind, amount in known["target"].items())
+            raise RunError(f"{path} is there for another target ({amounts}); pass another --out")
+        for option in ("swaps", "evaluations"):
+            if known.get(option, 0) > effort.get(option, 0):
+                raise RunError(f"{path} was found with --{option} {known[option]}; pass as many or more, or another --out")
+
+
 def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path, ranks, draws: dict) -> tuple:
     """Return what yields the found configurations, and its trace."""
     from autoslim.search import orders
@@ -290,12 +314,12 @@ def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path,
     first = ranks.rank == 0
     common = {"score": rules["score"], "evaluator": evaluator, "progress": first, **draws}
     if order == "greedy":
-        trace = SearchTrace(out / "trace.csv", writes=first)
+        trace = SearchTrace(out / "trace.csv")
         common |= {"budgets": budgets, "pick": rules["pick"], "effort": rules["effort"]}
         targets = {kind: [target.amounts[kind] for target in wanted] for kind in wanted[0].amounts}
         search = greedy_search
     else:
-        trace = orders.OrderTrace(out / "trace.csv", writes=first)
+        trace = orders.OrderTrace(out / "trace.csv")
         targets = {"macs": [target.amounts["macs"] for target in wanted]}
         search = getattr(orders, f"{order}_search")
     ranks.wait()  # all have read what the first may write anew
@@ -342,36 +366,3 @@ def _path(trace, reached: list, whole: bool) -> list:
 
     taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
     return taken if whole else [taken[0], *(row for row in reached if row[0] != taken[0][0])]
-
-
-def uniform_sweep(net) -> list:
-    """Return uniform configurations from a quarter of the full width to all of it, without repeats."""
-    configs = {}
-    for ratio in (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        config = net.uniform(ratio)
-        configs[tuple(config.widths.values())] = config
-    return list(configs.values())
-
-
-def equal_cost_uniform(configs: list, table, macs: int):
-    """Return the uniform configuration whose multiply-adds are nearest to `macs`."""
-    return min(configs, key=lambda config: abs(table.cost(config).macs - macs))
-
-
-def uniform_family(space, net) -> list:
-    """Return uniform configurations of all sizes, without repeats.
-
-    A family with a width multiplier is asked for its own networks; others are scaled by one ratio for all groups.
-    """
-    from autoslim.errors import RunError
-    from autoslim.slimmable import family
-
-    found = []
-    for step in range(5, 101) if space.width_argument else ():
-        with contextlib.suppress(RunError):  # a width at which layers fall together that are apart in the supernet
-            config = family.width_config(space, net, space.full_width * step / 100)
-            # A family may round its widths more finely than the grid of the search allows.
-            if not config.faults(net.groups):
-                found.append(config)
-    unique = {tuple(c.widths.values()): c for c in found or [net.uniform(step / 200) for step in range(10, 201)]}
-    return list(unique.values())

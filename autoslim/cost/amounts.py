@@ -1,8 +1,10 @@
 """Amounts as users write them: 300M, 1.2G, 60%; 4MB; 12ms."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from autoslim.errors import TargetError
 
@@ -35,20 +37,23 @@ class Kind:
         """
         units = {"": 1.0, **self.more, **{suffix.lower(): worth for suffix, worth in self.scales}}
         match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", str(text).lower())
-        try:
-            number = float(match[1]) if match else 0.0
-        except ValueError:
-            number = 0.0
-        if match:
-            number = number / 100 * full if match[2] == "%" else number * units.get(match[2], 0.0)  # 100% is all of it
+        number = 0.0
+        with contextlib.suppress(ArithmeticError):  # 1.2.3
+            if match and match[2] == "%":
+                number = float(Decimal(match[1])) / 100 * full  # 100% is all of it
+            elif match:
+                number = float(
+                    Decimal(match[1]) * Decimal(str(units.get(match[2], 0)))
+                )  # 64.1k is 64,100, which 64.1 * 1e3 is not
         if not 0 < number < float("inf"):
             raise TargetError(f"{self.option} {text!r} is not an amount above 0; write it as {self.examples}")
         return number
 
-    def format(self, amount: float, digits: int = 4) -> str:
-        """Return an amount in short: 300M, 4MB, 12ms."""
+    def format(self, amount: float, digits: int = 4, rounding: str = ROUND_HALF_EVEN) -> str:
+        """Return an amount in short, rounded as a mode of `decimal` says: 300M, 4MB, 12ms."""
         suffix, worth = next((row for row in self.scales if amount >= row[1]), self.scales[-1])
-        return f"{amount / worth:.{digits}g}{suffix}"
+        short = Context(prec=digits, rounding=rounding).divide(Decimal(float(amount)), Decimal(str(worth)))
+        return f"{float(short):.{digits}g}{suffix}"
 
 
 _COUNTS = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))

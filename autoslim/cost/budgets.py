@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from numbers import Real
 
 import torch
@@ -202,7 +203,8 @@ def check_budgets(
 
 def _reach(name: str, full: Mapping[str, float], narrowest: Mapping[str, float]) -> str:
     kind = KINDS[name]
-    return f"reachable: {kind.format(narrowest[name])} to {kind.format(full[name])}{kind.unit}"
+    least, most = kind.format(narrowest[name], rounding=ROUND_CEILING), kind.format(full[name], rounding=ROUND_FLOOR)
+    return f"reachable: {least} to {most}{kind.unit}"
 
 
 def _check_reach(row: Mapping[str, float], full: Mapping[str, float], narrowest: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from autoslim.allocator import FreedMemory
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs
 from autoslim.cost.amounts import KINDS
@@ -18,7 +19,7 @@ from autoslim.search.keep import Keeping, kept_of
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.places import alike, equal, same_anywhere
 from autoslim.search.ranks import Ranks
-from autoslim.search.samples import Samples, images_of, most_first
+from autoslim.search.samples import images_of, most_first
 from autoslim.search.scored import Scored, costs_of
 from autoslim.search.values import Values
 from autoslim.slimmable.calibrate import Measure
@@ -77,7 +78,7 @@ class PartialEvaluator(SupernetEvaluator):
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
         alone = scored_alone(net)
-        self.batch = min(_batch_of(net), self._most)
+        self.batch = min(batch_of(net), self._most)
         self._sorts = alone and len(self._images.shapes()) == 1
         self._images = self._images.joined() if self._sorts else self._images
         # Whole configurations are scored on the images in the order in which they are given, joined and cut into the same batches
@@ -99,6 +100,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._last: dict[str, Scored] = {}  # of every candidate
         self._candidates = self._seen = 0  # since it was chosen what to keep, and the images that they saw
         self.macs, self.images = 0, self._images.images
+        self._freed = FreedMemory(max(budget, 1e9))  # with less, most of the time would go into fetching it again
 
     @property
     def sizes(self) -> list[int]:
@@ -131,7 +133,7 @@ class PartialEvaluator(SupernetEvaluator):
         return self.ranks.own(range(len(batches))) or [0]
 
     def _run_whole(self, x, measure: Measure | None = None) -> Tensor:
-        self.macs += images_of(x) * self._partial.macs(self._partial.plan(None))
+        self._begin(self._partial.plan(None), x)
         with measure or contextlib.nullcontext():
             return logits_of(self.net(*as_inputs(x)))
 
@@ -170,7 +172,7 @@ class PartialEvaluator(SupernetEvaluator):
         if self._sorts and effort != "exact":  # samples are drawn
             order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
             self._images = self._given.arranged(order.split(batch))
-        size = max(CALIBRATION_BATCH, min(_batch_of(self.net), self._most))
+        size = max(CALIBRATION_BATCH, min(batch_of(self.net), self._most))
         fast = self._calibration.cut(size, most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
@@ -200,8 +202,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._values.clear()  # two batches of all values take the room
 
         def run(plan: Plan, places: Tensor) -> dict:
-            self.macs += len(places) * self._partial.macs(plan)
-            return self._partial.run(plan, inputs=self._given.arranged([places])[0][0])
+            return self._run(plan, self._given.arranged([places])[0][0])
 
         with self._at_work():
             self.base.measure.store()
@@ -367,34 +368,20 @@ class PartialEvaluator(SupernetEvaluator):
 
     def _run_part(self, plan: Plan, what: str, i: int, x, base: Mapping | None = None, measure=None) -> dict:
         known = self._values[plan.group, what, i]
-        self.macs += images_of(x) * self._partial.macs(plan)
-        made = self._partial.run(plan, known=known, base=base, inputs=x, measure=measure)
+        made = self._run(plan, x, known=known, base=base, measure=measure)
         self._values.put((plan.group, what, i), known | made)
         return made
 
+    def _run(self, plan: Plan, x, **how) -> dict:
+        self._begin(plan, x)
+        return self._partial.run(plan, inputs=x, **how)
 
-def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEvaluator:
-    """Return a `PartialEvaluator`, or a `SupernetEvaluator` for a network that cannot be run in parts; the log says why.
-
-    Args:
-        net, images, calibration: see `SupernetEvaluator`.
-        options: those of `PartialEvaluator`.
-
-    Raises:
-        ConfigError: a precision is asked for of a network that cannot be run in parts.
-    """
-    device, count = next(net.parameters()).device, options.get("calibration_images", 1024)
-    images, calibration = Samples(images, device), Samples(calibration, device, least=count, labels=False)
-    try:
-        return PartialEvaluator(net, images, calibration, **options)
-    except NotPartial as error:
-        if (precision := options.get("precision", "fp32")) != "fp32":
-            raise ConfigError(f"precision {precision} is for networks that run in parts; take fp32 ({error})") from error
-        log.info("every candidate is run whole: %s", error)
-        alone = scored_alone(net) and images.per_image()
-        return SupernetEvaluator(net, images.cut(_batch_of(net)) if alone else images, calibration)
+    def _begin(self, plan: Plan, x) -> None:
+        """Count the multiply-adds of a run, and hand back what those before it have left behind."""
+        self.macs += images_of(x) * self._partial.macs(plan)
+        self._freed.give_back()
 
 
-def _batch_of(net: Supernet) -> int:
+def batch_of(net: Supernet) -> int:
     """Return how many images are scored at once."""
     return CPU_BATCH if on_cpu(net) else GPU_BATCH

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from autoslim.allocator import FreedMemory
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import as_inputs, to_device
-from autoslim.errors import DataError
+from autoslim.errors import ConfigError, DataError
 from autoslim.search.samples import Samples, images_of
 from autoslim.slimmable.calibrate import Measure, calibrate
 from autoslim.slimmable.modes import eval_mode
@@ -33,6 +34,11 @@ class Score:
     loss: float
     images: int
 
+    def __post_init__(self):
+        # Numbers of numpy and torch would be written to a trace as what cannot be read again.
+        for name, kind in (("error", float), ("loss", float), ("images", int)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
+
     def to_json(self) -> dict:
         """Return the score as a JSON object."""
         return asdict(self)
@@ -52,6 +58,24 @@ def increase(value: float, base: float) -> float:
     return value - base if math.isfinite(base) else value
 
 
+def ask(evaluator, config: ChannelConfig) -> Score:
+    """Return what an evaluator says of a configuration.
+
+    Raises:
+        ConfigError: it is no score.
+    """
+    score = evaluator.score(config)
+    if not isinstance(score, Score):
+        raise ConfigError(f"the evaluator scores a configuration as {score!r}; return autoslim.Score(error, loss, images)")
+    return score
+
+
+def mistaken(logits: Tensor, target: Tensor) -> Tensor:
+    """Tell which labels are not met; those of scores that are no numbers never are."""
+    best, found = logits.max(dim=1)
+    return (found != target) | ~best.isfinite()
+
+
 @torch.inference_mode()
 def evaluate(network: nn.Module, batches: Iterable) -> Score:
     """Score a network in eval mode on `(images, labels)` batches; its train/eval flags are left as they are.
@@ -67,7 +91,7 @@ def evaluate(network: nn.Module, batches: Iterable) -> Score:
             logits = logits_of(network(*as_inputs(to_device(x, device))))
             target = class_labels(logits, to_device(target, device))
             known = target != IGNORED
-            wrong += ((logits.argmax(dim=1) != target) & known).sum().item()
+            wrong += (mistaken(logits, target) & known).sum().item()
             loss += F.cross_entropy(logits.double(), target, ignore_index=IGNORED, reduction="sum").item()
             labels += known.sum().item()  # every pixel may have one
             images += images_of(x)
@@ -108,9 +132,11 @@ class SupernetEvaluator:
         if not self._labelled:
             raise DataError(f"all labels of the {self._images.images} images to score are {IGNORED}; pass some that have one")
         self.batch = max(self._images.sizes)
+        self._freed = FreedMemory()
 
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet stays set to it, with its BN statistics."""
+        self._freed.give_back()
         self.net.set(config)
         calibrate(self.net, self._calibration)
         return evaluate(self.net, self._images)

@@ -8,8 +8,8 @@ from autoslim.cost.budgets import Budgets, Target
 from autoslim.cost.table import Cost
 from autoslim.errors import ConfigError, RunError
 from autoslim.search.contest import Judged, Step, WholeContest
-from autoslim.search.engine import step_evaluator
-from autoslim.search.evaluate import Score
+from autoslim.search.evaluate import Score, ask
+from autoslim.search.judge import step_evaluator
 from autoslim.search.lazy import STALE, Lazy
 from autoslim.search.progress import Progress
 from autoslim.search.trace import Candidate, SearchTrace
@@ -134,7 +134,7 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
         known = trace.step(0)
         recorded = bool(known)
         if not known:
-            scored = evaluator.score(full)
+            scored = ask(evaluator, full)
             known = [_candidate(0, "", 0, budgets.full["macs"], Judged(scored, scored))]
             trace.record(known)
         current = known[-1]
@@ -246,6 +246,6 @@ def _point(net, budgets, evaluator, target: Target, widths: dict[str, int], at: 
     config = _config(net, widths)
     # A fast search judged it on a sample.
     roughly = hasattr(evaluator, "contest") and (effort == "fast" or getattr(evaluator, "precision", "fp32") != "fp32")
-    score = evaluator.score(config) if roughly else Score(at.error, at.loss, at.images)
+    score = ask(evaluator, config) if roughly else Score(at.error, at.loss, at.images)
     config = replace(config, cost=cost.to_json(), estimate=score.estimate())
     return SearchPoint(target, config, cost, score, at.step)

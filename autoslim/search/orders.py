@@ -14,8 +14,9 @@ from autoslim.cost.amounts import KINDS
 from autoslim.cost.budgets import Budgets
 from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError, RunError, TargetError
-from autoslim.search.evaluate import Score, SupernetEvaluator
+from autoslim.search.evaluate import Score, SupernetEvaluator, ask
 from autoslim.search.greedy import SearchPoint, check_judge
+from autoslim.search.ranks import first_process
 from autoslim.search.rows import append_rows, read_rows, write_rows
 from autoslim.slimmable.supernet import Supernet
 
@@ -270,7 +271,7 @@ class _Search:
             def judge(widths: Widths, target=target, found=found, bar=bar) -> tuple:
                 """Return what configurations are ordered by: the score, then the cost, then who came first."""
                 macs = self.macs(widths)
-                evaluate = lambda: self._evaluator.score(net.make_config(widths))  # noqa: E731
+                evaluate = lambda: ask(self._evaluator, net.make_config(widths))  # noqa: E731
                 score = self._trace.score(target, len(found), widths, macs, evaluate)
                 key = (score.rank(self._score), macs, len(found))
                 found[widths] = key, score
@@ -307,16 +308,16 @@ class OrderTrace:
 
     Args:
         path: CSV file; rows that it already holds are taken over, an unfinished last row is dropped. It does not know the
-            weights and images that they were scored with: keep one file for each.
-        writes: whether this process is the one of several that writes the file.
+            weights and images that they were scored with: keep one file for each. Of several processes (torchrun) the first
+            writes it.
 
     Raises:
         RunError: the file is no such record.
     """
 
-    def __init__(self, path: str | Path | None = None, *, writes: bool = True):
+    def __init__(self, path: str | Path | None = None):
         self._path = Path(path) if path else None
-        self._writes = writes
+        self._writes = first_process()
         self.rows: list[Evaluated] = []
         self._whole = False  # whether the file ends with a whole row
         if self._path and self._path.exists():

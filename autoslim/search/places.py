@@ -70,7 +70,7 @@ def _is_own(value, n: int) -> bool:
 
 def equal(a: Tensor, b: Tensor) -> bool:
     """Tell whether values are the same to the last digit; those that are no number are."""
-    return bool(((a == b) | ((a != a) & (b != b))).all())
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def alike(a: Tensor, b: Tensor) -> bool:

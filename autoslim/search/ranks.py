@@ -1,22 +1,26 @@
 """The processes that share the work of a search (torchrun)."""
 
-import contextlib
 import logging
-import math
 import os
 import platform
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map
 
+from autoslim.allocator import machine_memory
+
 log = logging.getLogger("autoslim")
 WAIT = timedelta(days=7)  # the first process may measure latencies for hours before the others go on
 MEET = timedelta(minutes=10)  # over nccl they share only once all are there
+
+
+def first_process() -> bool:
+    """Tell whether this is the first of several processes, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 class Ranks:
@@ -82,7 +86,7 @@ class Ranks:
         Args:
             device: of this process.
         """
-        card, memory = platform.node(), _machine_memory()
+        card, memory = platform.node(), machine_memory()
         if device.type == "cuda":
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
             card, memory = _card(device), torch.cuda.mem_get_info(device)[0] + kept
@@ -116,31 +120,3 @@ class Ranks:
 def _card(device: torch.device) -> tuple[str, str]:
     """Return the machine and the GPU that a device is."""
     return platform.node(), str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
-
-
-def _machine_memory() -> float:
-    """Return the bytes of memory of this machine, or those that its container may take, as far as it tells."""
-    known = [math.inf]
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # on Windows
-        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(ValueError, OSError):
-        for path in _container_limits(Path("/proc/self/cgroup").read_text()):
-            with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
-                known.append(int(path.read_text()))
-    return min(known)
-
-
-def _container_limits(listed: str) -> list[Path]:
-    """Return the files that may limit the memory of a process, by its lines in /proc/self/cgroup, versions 1 and 2."""
-    root, found = Path("/sys/fs/cgroup"), []
-    for line in listed.splitlines():
-        _, kinds, place = line.split(":", 2)
-        if not kinds:
-            mount, name = root, "memory.max"
-        elif "memory" in kinds.split(","):
-            mount, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        place = mount / place.lstrip("/")  # inside a container it may not be there
-        found += [folder / name for folder in (place, *place.parents) if folder.is_relative_to(mount)]
-    return found

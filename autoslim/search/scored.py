@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.search.evaluate import Score
+from autoslim.search.evaluate import Score, mistaken
 from autoslim.slimmable.calibrate import Measure
 from autoslim.training.steps import IGNORED
 
@@ -45,7 +45,7 @@ def costs_of(logits: Tensor, target: Tensor, labelled: float = 1.0) -> Tensor:
     """
     logits, target = logits.to(torch.double, copy=True), target.long()
     known = target != IGNORED
-    wrong = ((logits.argmax(dim=1) != target) & known).double()
+    wrong = (mistaken(logits, target) & known).double()
     loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
     label = target.clamp(min=0).unsqueeze(1)
     of_label = logits.gather(1, label).squeeze(1)

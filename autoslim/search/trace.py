@@ -4,6 +4,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from autoslim.search.evaluate import increase
+from autoslim.search.ranks import first_process
 from autoslim.search.rows import append_rows, read_rows, write_rows
 
 
@@ -47,15 +48,16 @@ class SearchTrace:
 
     Args:
         path: CSV file; rows that it already holds are taken over, an unfinished last step is dropped.
-        writes: whether this process is the one of several that writes the file.
+            It does not know the weights and images that they were scored with: keep one file for each. Of several processes
+            (torchrun) the first writes it.
 
     Raises:
         RunError: the file is not a search trace.
     """
 
-    def __init__(self, path: str | Path | None = None, *, writes: bool = True):
+    def __init__(self, path: str | Path | None = None):
         self._path = Path(path) if path else None
-        self._writes = writes
+        self._writes = first_process()
         self.rows: list[tuple[Candidate, bool]] = []
         self._whole = True  # whether the file ends with a whole row
         if self._path and self._path.exists():

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from autoslim.allocator import FreedMemory
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.trace import to_device
 from autoslim.errors import DataError, RunError
@@ -186,10 +187,11 @@ def _run_epochs(
     told = {"desc": f"training {kind}", "bar_format": _BAR, "miniters": 0, "mininterval": 1 if sys.stderr.isatty() else 60}
     bar = tqdm(total=recipe.epochs, initial=len(rows), disable=not progress, **told)
     devices = [device] if device.type == "cuda" else []
+    freed = FreedMemory()
     with bar, torch.random.fork_rng(devices=devices):
         for epoch in range(len(rows), recipe.epochs):
             network.train()
-            rows.append(_epoch(network, step, batches, optimizer, recipe, epoch, seed, device, bar))
+            rows.append(_epoch(network, step, batches, optimizer, recipe, epoch, seed, device, bar, freed))
             if path:
                 save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
                 write_csv(path.parent / "metrics.csv", rows)
@@ -201,7 +203,9 @@ def _run_epochs(
     return rows
 
 
-def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: int, device: torch.device, bar: tqdm) -> dict:
+def _epoch(
+    network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: int, device: torch.device, bar: tqdm, freed: FreedMemory
+) -> dict:
     started = time.perf_counter()
     # Everything random in an epoch follows from (seed, epoch), so that a resumed training repeats it.
     torch.manual_seed(seed * 1_000_003 + epoch)
@@ -216,6 +220,7 @@ def _epoch(network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: 
     sums: dict[str, torch.Tensor] = {}
     seen = 0
     for index, (x, target) in enumerate(batches):
+        freed.give_back()
         lr = recipe.lr_at(epoch * per_epoch + index, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -1,0 +1,34 @@
+"""What judges the candidates of a search."""
+
+import logging
+
+from autoslim.errors import ConfigError
+from autoslim.search.engine import PartialEvaluator, batch_of
+from autoslim.search.evaluate import SupernetEvaluator, scored_alone
+from autoslim.search.partial import NotPartial
+from autoslim.search.samples import Samples
+from autoslim.slimmable.supernet import Supernet
+
+log = logging.getLogger("autoslim")
+
+
+def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEvaluator:
+    """Return a `PartialEvaluator`, or a `SupernetEvaluator` for a network that cannot be run in parts; the log says why.
+
+    Args:
+        net, images, calibration: see `SupernetEvaluator`.
+        options: those of `PartialEvaluator`.
+
+    Raises:
+        ConfigError: a precision is asked for of a network that cannot be run in parts.
+    """
+    device, count = next(net.parameters()).device, options.get("calibration_images", 1024)
+    images, calibration = Samples(images, device), Samples(calibration, device, least=count, labels=False)
+    try:
+        return PartialEvaluator(net, images, calibration, **options)
+    except NotPartial as error:
+        if (precision := options.get("precision", "fp32")) != "fp32":
+            raise ConfigError(f"precision {precision} is for networks that run in parts; take fp32 ({error})") from error
+        log.info("every candidate is run whole: %s", error)
+        alone = scored_alone(net) and images.per_image()
+        return SupernetEvaluator(net, images.cut(batch_of(net)) if alone else images, calibration)
