@@ -23,6 +23,7 @@ _HOMES = {
     "greedy_search": "search.greedy",
     "initialize": "training.initialize",
     "join_configs": "slimmable.switchable",
+    "keep_freed_memory": "allocator",
     "load_data": "data",
     "load_space": "spaces",
     "materialize": "slimmable.materialize",

@@ -28,20 +28,22 @@ class FreedMemory:
     """Hands freed memory back to the kernel where keeping it lets this process grow.
 
     What is freed between values that stay leaves holes, which the next values do not all fit into: a search that keeps a
-    gigabyte came to take thirteen.
+    gigabyte came to take fourteen. What is free now is handed back at once.
 
     Args:
-        room: bytes that the process may take more than it does now, before they are handed back; half of the memory of its
-            machine or container by default.
+        room: bytes that the process may take more than it does now, before they are handed back; at most, and by default, its
+            share of half of the memory of its machine or container.
     """
 
-    def __init__(self, room: float | None = None):
-        self._room, self._trim = machine_memory() / 2 if room is None else room, _function("malloc_trim")
+    def __init__(self, room: float = math.inf):
+        self._trim = _function("malloc_trim") or (lambda pad: None)
+        self._room = min(room, machine_memory() / (2 * int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        self._trim(0)
         self._most = self._enough = _resident() + self._room
 
     def give_back(self) -> None:
         """Hand back what is free, if the process takes too much; then not before it has grown by a quarter of the room."""
-        if self._trim and _resident() > self._enough:
+        if _resident() > self._enough:
             self._trim(0)
             self._enough = max(self._most, _resident() + self._room / 4)
 

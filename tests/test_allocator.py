@@ -1,13 +1,19 @@
 """Memory that is freed and needed again."""
 
+import math
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
+import autoslim
 from autoslim import allocator
 from autoslim.allocator import FreedMemory, keep_freed_memory
+from autoslim.search import evaluate
+from autoslim.training import loop
 
 COUNT = """
 import resource, torch
@@ -56,9 +62,42 @@ def test_a_process_that_keeps_little_takes_little():
 
 def test_without_glibc_nothing_is_handed_back(monkeypatch):
     monkeypatch.setattr(allocator, "_function", lambda name: None)
-    monkeypatch.setattr(allocator, "_resident", lambda: 10)
+    taken = iter([10, 1000, 1000])
+    monkeypatch.setattr(allocator, "_resident", lambda: next(taken))
     FreedMemory(0).give_back()
-    assert keep_freed_memory() is False
+    assert next(taken, None) is None and keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(("room", "processes", "expected"), [(math.inf, None, 4e9), (1e9, None, 1e9), (8e9, 4, 1e9)])
+def test_no_process_waits_for_more_than_its_share_of_half_of_the_memory(monkeypatch, room, processes, expected):
+    taken, trims = [100.0], []
+    monkeypatch.setattr(allocator, "machine_memory", lambda: 8e9)
+    monkeypatch.setattr(allocator, "_resident", lambda: taken[-1])
+    monkeypatch.setattr(allocator, "_function", lambda name: lambda pad: trims.append(taken[-1]))
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    freed = FreedMemory(room)
+    for now in (100 + expected, 101 + expected):
+        taken.append(now)
+        freed.give_back()
+    assert trims == [100.0, 101 + expected]
+
+
+def test_training_and_scoring_hand_back_what_they_free(monkeypatch):
+    asked = []
+
+    class Freed:
+        def give_back(self):
+            asked.append(None)
+
+    for module in (loop, evaluate):
+        monkeypatch.setattr(module, "FreedMemory", Freed)
+    net = autoslim.Supernet(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(32, 5)), torch.randn(1, 3, 2, 2), divisor=4)
+    data = [(torch.randn(4, 3, 2, 2), torch.randint(0, 5, (4,)))] * 3
+    autoslim.train_supernet(net, data, epochs=2)
+    assert len(asked) == 6
+    autoslim.SupernetEvaluator(net, data, data).score(net.full())
+    assert len(asked) == 7
 
 
 def test_memory_is_not_handed_back_again_and_again(monkeypatch):
@@ -69,7 +108,7 @@ def test_memory_is_not_handed_back_again_and_again(monkeypatch):
     for now in (1100, 1101, 1300, 1351, 1352, 1400):
         taken.append(now)
         freed.give_back()
-    assert trims == [1101, 1352]  # all that is taken is needed, and a quarter of the room more is waited for
+    assert trims == [100, 1101, 1352]  # all that is taken is needed, and a quarter of the room more is waited for
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other C library is told what to do")

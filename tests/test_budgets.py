@@ -239,7 +239,10 @@ def test_targets_out_of_reach_are_refused_with_the_range(targets, words):
     assert refused(**targets) == words
 
 
-@pytest.mark.parametrize(("least", "most"), [(30_001_234.0, 299_998_765.0), (64_100, 64_100_000), (5_243_123, 99_999_600.0)])
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [(30_001_234.0, 299_998_765.0), (64_100, 64_100_000), (5_243_123, 99_999_600.0), (12_344_900, 12_345_678), (9, 9)],
+)
 def test_the_range_that_is_told_can_be_asked_for(least, most):
     with pytest.raises(autoslim.AutoSlimError) as error:
         check_budgets({"macs": 1}, {"macs": most}, {"macs": least})
@@ -248,6 +251,14 @@ def test_the_range_that_is_told_can_be_asked_for(least, most):
         (target,) = check_budgets({"macs": amount}, {"macs": most}, {"macs": least})
         assert least <= target.amounts["macs"] <= most
     assert KINDS["macs"].read(low, 0) < 1.001 * least and KINDS["macs"].read(high, 0) > 0.999 * most
+
+
+@pytest.mark.parametrize(
+    ("amount", "told"), [(64_099, "64.099k is below"), (64_099.9, "64.0999k is below"), (1_000_001, "1.000001M is above")]
+)
+def test_an_amount_that_is_refused_is_none_of_the_range_that_is_told(amount, told):
+    with pytest.raises(autoslim.AutoSlimError, match=re.escape(f"flops target {told}")):
+        check_budgets({"macs": amount}, {"macs": 1e6}, {"macs": 64_100})
 
 
 @pytest.mark.parametrize(("text", "amount"), [("64.1k", 64_100), ("5.243M", 5_243_000), ("1.001G", 1_001_000_000)])

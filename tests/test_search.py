@@ -535,6 +535,10 @@ def test_an_evaluator_that_gives_no_score_is_told_to():
         judge = SimpleNamespace(score=lambda config: 0.25)
         with pytest.raises(autoslim.AutoSlimError, match=r"as 0\.25; return autoslim\.Score\(error, loss, images\)"):
             list(search(supernet(divisor=1), targets={"macs": "60%"}, evaluator=judge))
+    trace = autoslim.SearchTrace()
+    trace.record([Candidate(0, "", 0, 10, 0.5, 1.0, 4, 0.5, 1.0)])  # gone on with
+    with pytest.raises(autoslim.AutoSlimError, match=r"as 0\.25; return autoslim"):
+        list(autoslim.greedy_search(supernet(), targets={"macs": "60%"}, evaluator=judge, trace=trace))
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

@@ -435,7 +435,7 @@ def test_swaps_go_on_from_a_search_without_and_keep_every_target(supernet, tmp_p
         (
             ("--flops-target", "642210"),
             ("--flops-target", "642190", "--flops-target", "80%"),
-            "642.2k.json is there for another target (macs 642210); pass another --out",
+            "642.2k.json is there for another target (macs 642210.0, not 642190.0); pass another --out",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def two_widths(width=1.0):
 @pytest.fixture
 def space(monkeypatch):
     module = types.ModuleType("families")
-    module.any_width, module.two_widths = any_width, two_widths
+    module.any_width, module.two_widths, module.half_constant = any_width, two_widths, half_constant
     monkeypatch.setitem(sys.modules, "families", module)
 
     def make(factory, argument="width", **grid):
@@ -78,9 +78,21 @@ def test_a_family_without_a_network_of_that_size_gives_way_to_one_ratio(space, p
     net, table, found = uniforms(space("two_widths"))
     wanted = part * table.cost(net.full()).macs
     config, own = found.nearest(wanted)
-    scaled = [table.cost(net.uniform(step / 200)).macs for step in range(20, 201)]
+    scaled = [[round(full * step / 200 + 1e-9) for full in (16, 32, 64)] for step in range(20, 201)]
+    macs = [table.cost(net.make_config(widths)).macs for widths in scaled]
     assert not own
-    assert abs(table.cost(config).macs - wanted) == min(abs(macs - wanted) for macs in scaled)
+    assert abs(table.cost(config).macs - wanted) == min(abs(each - wanted) for each in macs) < 0.05 * wanted
+    config.check(net.groups)
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "resnet20_cifar", "mobilenet_v2_cifar"])
+@pytest.mark.parametrize("part", [0.15, 0.3, 0.4, 0.5, 0.75])
+def test_of_spaces_that_ship_uniform_networks_cost_about_as_much(name, part):
+    net, table, found = uniforms(autoslim.spaces.load_space(name))
+    wanted = part * table.cost(net.full()).macs
+    config, _ = found.nearest(wanted)
+    assert abs(table.cost(config).macs - wanted) <= 0.05 * wanted
+    config.check(net.groups)
 
 
 def test_a_family_with_a_network_of_that_size_is_taken(space):
@@ -94,6 +106,18 @@ def test_a_space_without_a_width_argument_gets_one_ratio_as_usual(space):
     net, table, found = uniforms(space("two_widths", argument=None))
     config, own = found.nearest(0.6 * table.cost(net.full()).macs)
     assert own and config.widths in [net.uniform(step / 200).widths for step in range(10, 201)]
+
+
+def half_constant(width=1.0):
+    """The last layer stays as wide as it is, so that a network may cost enough whose first layers are too narrow."""
+    return chain(max(1, int(16 * width)), max(1, int(32 * width)), 64)
+
+
+@pytest.mark.parametrize("above", [1.0, 1.02, 1.1])
+def test_networks_of_a_family_are_none_that_were_not_trained(space, above):
+    net, table, found = uniforms(space("half_constant", divisor=1, steps=4, min_ratio=0.5))
+    config, _ = found.nearest(above * table.cost(net.narrowest()).macs)
+    assert all(width + 0.5 >= 0.5 * full for width, full in config.channels.values())
 
 
 @pytest.mark.parametrize("least", [0.1, 0.5])

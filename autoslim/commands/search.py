@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,12 +77,15 @@ def _check_order(order: str, targets: Mapping) -> None:
     "--order", type=click.Choice(ORDERS), default="greedy", show_default=True,
     help="greedy; or, for comparison, to --flops-target: the largest uniform, the best of random ones, evolution.",
 )  # fmt: skip
-@click.option("--evaluations", default=100, show_default=True, type=click.IntRange(2), help="A target, of random and evolution.")
+@click.option(
+    "--evaluations", default=100, show_default=True, type=click.IntRange(2),
+    help="A target, of random and evolution; as many or more in a folder that holds such a search.",
+)  # fmt: skip
 @options.tolerance_option
 @click.option(
     "--swaps", default=0, show_default=True, type=click.IntRange(0),
     help="Then widen a group again where narrowing another pays for it, so many times at most; each try evaluates two whole "
-    "configurations a group.",
+    "configurations a group. As many or more in a folder that holds such a search.",
 )  # fmt: skip
 @click.option("--score", type=click.Choice(["error", "loss"]), help="What judges a candidate, in place of the space's.")
 @click.option(
@@ -102,8 +106,9 @@ def _check_order(order: str, targets: Mapping) -> None:
 @click.option(
     "--memory-budget", metavar="BYTES",
     help="Memory of each process for what candidates share and what is kept from step to step; with less, or where a GPU runs "
-    "out of memory, more is computed again. The images come on top, a byte for every channel of every pixel.  [default: half of "
-    "what is free on its GPU, or of the memory of its machine or container, 4GB at most; shared by the processes there]",
+    "out of memory, more is computed again. The images come on top, a byte for every channel of every pixel; on a CPU up to 1GB "
+    "is taken whatever is given.  [default: half of what is free on its GPU, or of the memory of its machine or container, 4GB at "
+    "most; shared by the processes there]",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
@@ -257,7 +262,7 @@ def _search(
         if uniforms:
             equal, usual = uniforms.nearest(point.cost.macs)
             if not usual:
-                notes.append(f"uniform-{point.target.label}: one ratio for all groups, as no {space.name} costs about as much")
+                notes.append(f"uniform-{point.target.label}: one ratio for all groups, to whole channels, to cost about as much")
             pair.append(("uniform-", finish(equal, evaluator.score(equal).estimate(), point.target, kind="uniform")))
         if swaps and "swaps" not in point.config.estimate:
             notes.append(f"{point.target.label}: no swap helped")
@@ -297,8 +302,9 @@ def _check_found(out: Path, targets: list, effort: Mapping) -> None:
             known = ChannelConfig.load(path).provenance if path.exists() else {}
         except ConfigError:
             continue
-        if known.get("target", target.to_json()) != target.to_json():
-            amounts = ", ".join(f"{kind} {amount:g}" for kind, amount in known["target"].items())
+        before, now = (each or target.to_json() for each in (known.get("target"), target.to_json()))
+        if not all(math.isclose(before.get(kind, 0), amount, rel_tol=1e-9) for kind, amount in now.items()):
+            amounts = ", ".join(f"{kind} {before.get(kind)}, not {amount}" for kind, amount in now.items())
             raise RunError(f"{path} is there for another target ({amounts}); pass another --out")
         for option in ("swaps", "evaluations"):
             if known.get(option, 0) > effort.get(option, 0):

@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from autoslim.channels.grid import Grid
 from autoslim.errors import ConfigError, ModelError, RunError
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ _NEAR = 0.05  # a network of as many multiply-adds has so many more or less at m
 
 
 def uniform_sweep(net: Supernet) -> list[ChannelConfig]:
-    """Return uniform configurations from a quarter of the full width, or the narrowest trained, to all of it, without repeats."""
+    """Return uniform configurations from a quarter of the full width to all of it that were trained, without repeats."""
     ratios = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     return _unique(net.uniform(ratio) for ratio in ratios if ratio >= net.grid.min_ratio)
 
 
 class Uniforms:
-    """Uniform networks of all sizes: the family's own, and those with one ratio for all groups.
+    """Uniform networks of all sizes: a family's own, or those with one ratio for all groups where there is no width multiplier.
 
     Args:
         space, net: the search space and its supernet.
@@ -33,23 +34,27 @@ class Uniforms:
 
     def __init__(self, space: Space, net: Supernet, table: CostTable):
         self._net, self._table = net, table
-        self._own = _family(space, net)
+        self._usual = _family(space, net) or self._scaled(net.grid)
 
     def nearest(self, macs: int) -> tuple[ChannelConfig, bool]:
-        """Return the network whose multiply-adds are nearest, and whether it is of the family.
+        """Return the network whose multiply-adds are nearest, and whether it is one of those.
 
-        All groups get one ratio where the family has a width multiplier, but no network of about as many.
+        Where they have none of about as many, all groups get one ratio, rounded to whole channels.
         """
 
         def off(config: ChannelConfig) -> float:
             return abs(self._table.cost(config).macs - macs)
 
-        own = min(self._own, key=off, default=None)
-        if own and off(own) <= _NEAR * macs:
-            return own, True
-        ratios = (step / 200 for step in range(10, 201))
-        scaled = _unique(self._net.uniform(ratio) for ratio in ratios if ratio >= self._net.grid.min_ratio)
-        return min([*scaled, *self._own], key=off), not self._own
+        usual = min(self._usual, key=off)
+        if off(usual) <= _NEAR * macs:
+            return usual, True
+        found = min([usual, *self._scaled(Grid(divisor=1))], key=off)
+        return found, found is usual
+
+    def _scaled(self, grid: Grid) -> list[ChannelConfig]:
+        ratios, least = (step / 200 for step in range(10, 201)), self._net.grid.min_ratio
+        rows = [[grid.nearest(r * w.full, w.full, w.unit) for w in self._net.widths] for r in ratios if r >= least]
+        return _unique(replace(self._net.make_config(row), divisor=grid.divisor) for row in rows)
 
 
 def _family(space: Space, net: Supernet) -> list[ChannelConfig]:
@@ -59,7 +64,12 @@ def _family(space: Space, net: Supernet) -> list[ChannelConfig]:
         # A width at which layers fall together that are apart in the supernet, or that the factory does not build.
         with contextlib.suppress(RunError, ModelError, ConfigError):
             found.append(_own(space, net, space.full_width * step / 100))
-    return _unique(config for config in found if not config.faults(net.groups))
+    return _unique(config for config in found if not config.faults(net.groups) and _trained(net.grid, config))
+
+
+def _trained(grid: Grid, config: ChannelConfig) -> bool:
+    """Tell whether no group is narrower than the least ratio, rounded to the nearest multiple of the divisor."""
+    return all(width + grid.divisor / 2 >= grid.min_ratio * full for width, full in config.channels.values())
 
 
 def _own(space: Space, net: Supernet, width: float) -> ChannelConfig:

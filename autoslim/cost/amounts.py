@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Context, Decimal
 
 from autoslim.errors import TargetError
 
@@ -49,9 +49,11 @@ class Kind:
             raise TargetError(f"{self.option} {text!r} is not an amount above 0; write it as {self.examples}")
         return number
 
-    def format(self, amount: float, digits: int = 4, rounding: str = ROUND_HALF_EVEN) -> str:
-        """Return an amount in short, rounded as a mode of `decimal` says: 300M, 4MB, 12ms."""
+    def format(self, amount: float, digits: int = 4, rounding: str | None = None) -> str:
+        """Return an amount in short, rounded to the nearest or as a mode of `decimal` says: 300M, 4MB, 12ms."""
         suffix, worth = next((row for row in self.scales if amount >= row[1]), self.scales[-1])
+        if rounding is None:
+            return f"{amount / worth:.{digits}g}{suffix}"
         short = Context(prec=digits, rounding=rounding).divide(Decimal(float(amount)), Decimal(str(worth)))
         return f"{float(short):.{digits}g}{suffix}"
 

@@ -203,19 +203,34 @@ def check_budgets(
 
 def _reach(name: str, full: Mapping[str, float], narrowest: Mapping[str, float]) -> str:
     kind = KINDS[name]
-    least, most = kind.format(narrowest[name], rounding=ROUND_CEILING), kind.format(full[name], rounding=ROUND_FLOOR)
+    for digits in range(4, 18):
+        least = kind.format(narrowest[name], digits, ROUND_CEILING)  # so that both can be asked for
+        most = kind.format(full[name], digits, ROUND_FLOOR)
+        if kind.read(least, 0) <= kind.read(most, 0):
+            break
     return f"reachable: {least} to {most}{kind.unit}"
+
+
+def _apart(name: str, amount: float, bound: float) -> str:
+    """Return an amount in short, with as many digits as it takes to stay on its side of a bound."""
+    kind = KINDS[name]
+
+    def differs(text: str) -> bool:
+        shown = kind.read(text, 0)
+        return shown < bound if amount < bound else shown > bound
+
+    return next(filter(differs, (kind.format(amount, digits) for digits in range(4, 18))), f"{amount}")
 
 
 def _check_reach(row: Mapping[str, float], full: Mapping[str, float], narrowest: Mapping[str, float]) -> None:
     for name, amount in row.items():
         if amount < narrowest[name]:
             raise TargetError(
-                f"{KINDS[name].option} {KINDS[name].format(amount)} is below the narrowest configuration "
+                f"{KINDS[name].option} {_apart(name, amount, narrowest[name])} is below the narrowest configuration "
                 f"({_reach(name, full, narrowest)}); raise the target, or lower min_ratio or the divisor of the grid"
             )
     if all(amount > full[name] for name, amount in row.items()):
-        text = " with ".join(f"{KINDS[name].option} {KINDS[name].format(amount)}" for name, amount in row.items())
+        text = " with ".join(f"{KINDS[name].option} {_apart(name, amount, full[name])}" for name, amount in row.items())
         reach = "; ".join(_reach(name, full, narrowest) for name in row)
         what = "is above the full network" if len(row) == 1 else "asks for nothing: the full network meets it"
         raise TargetError(f"{text} {what} ({reach}); lower it, or take a wider supernet")

@@ -9,7 +9,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.search.evaluate import Score, increase
+from autoslim.search.evaluate import Score, ask, increase
 from autoslim.search.ranks import Ranks
 
 # Candidates of an exact search whose lower bound is within this much of the least one, in mistakes or nats an image before it is
@@ -78,7 +78,7 @@ class WholeContest:
         """Score candidates."""
         step = self._step
         own = self._ranks.own(range(len(names)))
-        found = self._ranks.share({i: self._evaluator.score(step.candidates[names[i]]) for i in own})
+        found = self._ranks.share({i: ask(self._evaluator, step.candidates[names[i]]) for i in own})
         self.judged |= {names[i]: Judged(score, step.base_score) for i, score in found.items()}
         self.best = step.best({name: self.value(name) for name in self.judged})
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from autoslim.cost.budgets import Budgets
-from autoslim.search.evaluate import Score
+from autoslim.search.evaluate import Score, ask
 from autoslim.search.greedy import SearchPoint
 from autoslim.search.orders import OrderTrace
 from autoslim.slimmable.supernet import Supernet
@@ -36,7 +36,7 @@ def swap(
         if widths not in found:
             config = net.make_config(widths)
             macs = budgets.table.cost(config).macs
-            found[widths] = trace.score(wanted, len(found), widths, macs, lambda: evaluator.score(config))
+            found[widths] = trace.score(wanted, len(found), widths, macs, lambda: ask(evaluator, config))
         return found[widths].rank(score)
 
     def met(widths: tuple[int, ...]) -> bool:
