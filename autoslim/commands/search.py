@@ -302,9 +302,9 @@ def _check_found(out: Path, targets: list, effort: Mapping) -> None:
             known = ChannelConfig.load(path).provenance if path.exists() else {}
         except ConfigError:
             continue
-        before, now = (each or target.to_json() for each in (known.get("target"), target.to_json()))
-        if not all(math.isclose(before.get(kind, 0), amount, rel_tol=1e-9) for kind, amount in now.items()):
-            amounts = ", ".join(f"{kind} {before.get(kind)}, not {amount}" for kind, amount in now.items())
+        before = known.get("target", target.amounts)
+        if not all(math.isclose(before.get(kind, 0), amount, rel_tol=1e-9) for kind, amount in target.amounts.items()):
+            amounts = ", ".join(f"{kind} {before.get(kind)}, not {amount}" for kind, amount in target.amounts.items())
             raise RunError(f"{path} is there for another target ({amounts}); pass another --out")
         for option in ("swaps", "evaluations"):
             if known.get(option, 0) > effort.get(option, 0):

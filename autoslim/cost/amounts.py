@@ -42,9 +42,8 @@ class Kind:
             if match and match[2] == "%":
                 number = float(Decimal(match[1])) / 100 * full  # 100% is all of it
             elif match:
-                number = float(
-                    Decimal(match[1]) * Decimal(str(units.get(match[2], 0)))
-                )  # 64.1k is 64,100, which 64.1 * 1e3 is not
+                # In decimals: 64.1k is 64,100, which 64.1 * 1e3 is not.
+                number = float(Decimal(match[1]) * Decimal(str(units.get(match[2], 0))))
         if not 0 < number < float("inf"):
             raise TargetError(f"{self.option} {text!r} is not an amount above 0; write it as {self.examples}")
         return number
