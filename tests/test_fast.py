@@ -124,6 +124,9 @@ class Scripted:
             error, loss = values.mean(dim=1).tolist()
             return autoslim.Score(error, loss, values.shape[1])
 
+        def mean(self, total, images):
+            return total / images
+
     def __init__(self, rows, sizes, ranks=1):
         self.entries = {name: self.Entry(row, sizes) for name, row in rows.items()}
         self.base = self.entries.pop("")

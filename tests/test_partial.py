@@ -22,6 +22,7 @@ from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.influence import Influence
 from autoslim.search.judge import step_evaluator
 from autoslim.search.partial import PartialNet
+from autoslim.search.scored import Scored
 
 
 def supernet(kind):
@@ -388,9 +389,105 @@ class Changes(ReadsAgain):
         return self.out(self.b(self.a(x)).relu().mean((2, 3))) * next(self.calls)
 
 
+class Meets(nn.Module):
+    """Two widths that other code of the forward depends on may come to be equal."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.out(self.last(x, self.b(x)).mean((2, 3)))
+
+    def last(self, x, y):
+        return y + x if y.shape == x.shape else y
+
+
+class Limited(Meets):
+    def last(self, x, y):
+        return 2 * y if x.shape[1] > 4 else y
+
+
+class MakesTensor(Meets):
+    def last(self, x, y):
+        return y - torch.tensor([0.5])
+
+
+class CountsImages(Meets):
+    def last(self, x, y):
+        return y.view(len(y), -1, 8, 8)
+
+
+class CountsPixels(Meets):
+    def last(self, x, y):
+        return y.sigmoid() if x.shape[-1] > 10 else y
+
+
+class Branches(Meets):
+    """Branches that are the same at all widths."""
+
+    outer = 16
+
+    def last(self, x, y):
+        assert x.dim() == 4
+        if y.shape[1] != self.outer:
+            raise ValueError
+        y = y.view(-1, self.outer, 8, 8)
+        return y.sigmoid() if x.shape[-2:] == y.shape[-2:] and x.shape[-1] > 4 else y
+
+
+def test_branches_that_no_width_changes_are_followed(caplog):
+    net = autoslim.Supernet(Branches(), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    assert type(step_evaluator(net, batches([20], 0), batches([8], 1))) is PartialEvaluator
+
+
+@pytest.mark.parametrize("where", ["images", "calibration"])
+def test_images_of_other_sizes_may_take_another_branch(where, caplog):
+    net = autoslim.Supernet(CountsPixels(), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    data = {"images": batches([20], 0), "calibration": batches([8], 1)}
+    assert type(step_evaluator(net, **data)) is PartialEvaluator
+    data[where] = [*data[where], (torch.randn(4, 3, 12, 12), torch.zeros(4, dtype=torch.int64))]
+    with caplog.at_level("INFO"):
+        assert type(step_evaluator(net, **data)) is SupernetEvaluator
+    assert "every candidate is run whole: its graph gives another output than its forward" in caplog.text
+
+
+def test_a_sample_is_drawn_where_images_cannot_be_sorted():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Flatten(), nn.Linear(288, 3))
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=4)
+    given = batches([4] * 30, 0)
+    evaluator = PartialEvaluator(net, given, batches([8], 1))
+
+    def order(effort):
+        evaluator._arrange(effort, "loss")
+        return [next(i for i, (y, _) in enumerate(given) if torch.equal(x, y)) for x, _ in evaluator._images]
+
+    assert order("exact") == [*range(30)]
+    assert order("fast") != [*range(30)] and sorted(order("fast")) == [*range(30)] and order("fast") == order("fast")
+
+
+def test_what_is_made_in_16_bits_is_run_again():
+    class Plain(Meets):
+        def last(self, x, y):
+            return y
+
+    def leading(kind):
+        torch.manual_seed(0)
+        net = autoslim.Supernet(Plain().to(kind), torch.randn(2, 3, 8, 8, dtype=kind), divisor=1, steps=4)
+        data = [[(x.to(kind), y) for x, y in batches([20], seed)] for seed in (0, 1)]
+        return any(step_evaluator(net, *data)._partial.influence.leading.values())
+
+    assert leading(torch.float32) and not leading(torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
+        (Meets, "a branch depends on channels ("),
+        (Limited, "a branch depends on channels ("),
+        (MakesTensor, "its forward makes a tensor of its own"),
+        (CountsImages, "its graph does not run as its forward does (RuntimeError: "),
         (ReadsAgain, "add_ writes into a value that is read again"),
         (Changes, "its graph gives another output than its forward"),
         (Counts, "its output with a narrower a is another when it is run in parts"),
@@ -686,6 +783,17 @@ def test_pixels_that_are_left_out_count_for_nothing(score, dtype):
     classes = labels.numpy()[known]
     by_hand = (scores.argmax(1) != classes).mean(), -scores[range(len(classes)), classes].mean()
     assert (found.score.error, found.score.loss) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_as_many_mistakes_are_a_tie_whichever_images_they_are_made_on():
+    draw, errors = torch.Generator().manual_seed(0), set()
+    for _ in range(50):
+        scored = Scored(None, 0.9)
+        scored.seen = {i: torch.zeros(3, 50, dtype=torch.double) for i in range(4)}
+        for place in torch.randperm(200, generator=draw)[:37].tolist():
+            scored.seen[place // 50][0, place % 50] = 1
+        errors.add(scored.score(4).error)
+    assert errors == {37 / 200 / 0.9}
 
 
 @pytest.mark.parametrize(("budget", "room"), [(8e9, 8e9), (1e4, 1e9)])

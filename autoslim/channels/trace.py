@@ -278,6 +278,7 @@ class _Tracer(fx.Tracer):
         value = obj.node.meta["value"]
         if isinstance(value, torch.Tensor):
             raise fx.proxy.TraceError("a branch depends on the values of a tensor")
+        obj.node.meta["decided"] = True  # the graph has the branch that was taken
         return bool(value)
 
     def iter(self, obj):

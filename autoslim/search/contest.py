@@ -195,7 +195,7 @@ class ExactContest(_PartsContest):
     def _least(self, name: str) -> float:
         """Return the least that a candidate costs more than the base in the end, a mean over all images."""
         slack = 1 - 1e-12 if name in self._rounded else 1.0  # the last digits of such sums differ with their order
-        return slack * self._sums[name] / self._evaluator.images - self._base
+        return slack * self._entered[name].mean(self._sums[name], self._evaluator.images) - self._base
 
     def _bound(self, name: str) -> float:
         """Return the least that the value of a candidate is in the end; its value where it has seen all images."""

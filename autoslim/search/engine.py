@@ -72,7 +72,9 @@ class PartialEvaluator(SupernetEvaluator):
         budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else memory_budget
         # In 16 bits, and on GPUs, the order in which kernels add up depends on the channels that they make, and on the batch.
         leading = precision == "fp32" and on_cpu(net)
-        self._partial = PartialNet(net, self._images.cut(2)[0][0], rules, leading=leading)
+        # Three, as two are traced: it shows where code counts its images.
+        sizes = self._calibration.of_every_size(3) | self._images.of_every_size(3)
+        self._partial = PartialNet(net, self._images.cut(2)[0][0], rules, leading=leading, checked=sizes.values())
         self._keeping = Keeping(self._partial)
         self._calibration = to_measure(net, self._calibration)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
@@ -112,7 +114,7 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.inference_mode()
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet is left set to it, with its BN statistics."""
-        scored, found = Scored(config), {}
+        scored, found = Scored(config, self._labelled), {}
         self.net.set(config)
         with eval_mode(self.net):
             for i in self._own_calibration(self._calibration):
@@ -126,7 +128,7 @@ class PartialEvaluator(SupernetEvaluator):
     def _cost_whole(self, i: int) -> Tensor:
         x, target = self._given[i]
         logits = self._run_whole(x)
-        return costs_of(logits, class_labels(logits, target), self._labelled)
+        return costs_of(logits, class_labels(logits, target))
 
     def _own_calibration(self, batches: Sequence) -> list[int]:
         """Return the batches that this process runs; one at least, so that it learns where the statistics belong."""
@@ -169,9 +171,10 @@ class PartialEvaluator(SupernetEvaluator):
         self._drop_values()
         batch = self._exact_batch if effort == "exact" else self.batch
         self._images = unsorted = self._given.cut(batch) if self._sorts else self._given
-        if self._sorts and effort != "exact":  # samples are drawn
-            order = torch.randperm(self.images, generator=torch.Generator().manual_seed(0))
-            self._images = self._given.arranged(order.split(batch))
+        if effort != "exact":  # samples are drawn, of images or else of batches
+            order = torch.randperm(self.images if self._sorts else len(self._given), generator=torch.Generator().manual_seed(0))
+            drawn = self._given.arranged(order.split(batch)) if self._sorts else self._given.reordered(order.tolist())
+            self._images = drawn
         size = max(CALIBRATION_BATCH, min(batch_of(self.net), self._most))
         fast = self._calibration.cut(size, most=self._race["calibration"])
         self._used = self._calibration if effort == "exact" else fast
@@ -252,7 +255,7 @@ class PartialEvaluator(SupernetEvaluator):
         """Make a configuration the base that candidates are narrowed from, if it is not."""
         if self.base is not None and self.base.config.widths == config.widths:
             return
-        self.base, found = Scored(config), {}
+        self.base, found = Scored(config, self._labelled), {}
         self._drop_values()
         with self._at_work():
             self.net.set(config)
@@ -265,7 +268,7 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.inference_mode()
     def calibrated(self, configs: Mapping[str, ChannelConfig]) -> dict[str, Scored]:
         """Measure the BN statistics of candidates, by the name of the one group that each narrows."""
-        judged = {name: Scored(config) for name, config in configs.items()}
+        judged = {name: Scored(config, self._labelled) for name, config in configs.items()}
         for name, config in configs.items():
             if name in self._last and self._last[name].config.widths[name] != config.widths[name]:
                 self._values.forget(name)
@@ -308,7 +311,7 @@ class PartialEvaluator(SupernetEvaluator):
     def _look(self, judged: Mapping[str, Scored], i: int) -> dict[str, Tensor]:
         """Return what the images of a batch cost with candidates, and with the base ("") where that is not known."""
         x, target = self._images[i]
-        costs = partial(costs_of, target=target, labelled=self._labelled)
+        costs = partial(costs_of, target=target)
         self.net.set(self.base.config)
         self.base.measure.store()
         base = self._run_base("score", i, x, judged, output=i not in self.base.seen)

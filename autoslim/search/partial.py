@@ -1,7 +1,6 @@
 """A supernet that is run in parts: of a configuration, what is not known already."""
 
 import contextlib
-import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import BuiltinFunctionType, MappingProxyType
@@ -14,17 +13,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import Untraceable, as_inputs, run_node, trace
+from autoslim.search.followed import NotPartial, check_branches, check_constants, check_outputs, check_writes, in_parts, writes
 from autoslim.search.influence import Influence
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.layers import Slimmable
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
-
-_WRITERS = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
-
-
-class NotPartial(Exception):
-    """A network that cannot be run in parts; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,8 @@ class PartialNet:
     Args:
         net: the supernet.
         example: inputs of it; two examples are enough.
+        checked: inputs of every size that it will be run on, other than two of each, with which it is compared with the whole
+            network; by default the example.
         rules: the rules that its groups were found with.
         leading: whether what a narrower layer makes may be taken from the wider one, where two examples come out the same; if
             not, it is run again.
@@ -70,7 +66,9 @@ class PartialNet:
         NotPartial: its forward cannot be followed, writes into values that are read again, or gives another output in parts.
     """
 
-    def __init__(self, net: Supernet, example, rules: Mapping | None = None, *, leading: bool = True):
+    def __init__(
+        self, net: Supernet, example, rules: Mapping | None = None, *, leading: bool = True, checked: Iterable = ()
+    ):  # fmt: skip
         self.net = net
         try:
             traced = trace(net.source, example, {**RULES, **(rules or {})})
@@ -90,11 +88,15 @@ class PartialNet:
             for i, node in enumerate(self._nodes)
             if not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
         }
-        self._check_writes()
+        check_writes(self._nodes, self.influence.place)
+        check_constants(net, self._nodes)
         self._plans: dict[tuple, Plan] = {}
         inputs = as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
+        with in_parts():
+            check_branches(self, self._nodes, inputs)
         if leading:
-            self._run_again_what_differs(inputs)
+            with in_parts():
+                self._run_again_what_differs(inputs)
         else:
             for group, changed in self.influence.changed.items():
                 self.influence.run_again(group, changed)
@@ -102,15 +104,9 @@ class PartialNet:
         self._sizes = self._sizes_of_values(traced.batch_size)
         self.bytes = self.bytes_of(self.read)
         self._calls = self._calls_of_nodes()
-        self._check(inputs)
-
-    def _check_writes(self) -> None:
-        place = self.influence.place
-        for i, node in enumerate(self._nodes):
-            if _writes(node):
-                written = next(iter(node.all_input_nodes), None)
-                if written is None or written.op in ("placeholder", "get_attr") or any(place[u] > i for u in written.users):
-                    raise NotPartial(f"{node.name} writes into a value that is read again")
+        for each in [*map(as_inputs, checked)] or [inputs]:
+            with in_parts():
+                check_outputs(self, each)
 
     def _sizes_of_values(self, examples: int) -> dict[int, dict[int, int]]:
         """Return for every operation the bytes of its value for one example at full width, by the memory that holds them."""
@@ -120,7 +116,7 @@ class PartialNet:
             leaves = () if node.op in ("get_attr", "placeholder") else tree_leaves(node.meta.get("value"))
             stored = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
             # When run in parts, what works in place makes new values, and a leading part is a copy.
-            new = i in apart or _writes(node) or (node.op == "call_module" and self._works_in_place(node.target))
+            new = i in apart or writes(node) or (node.op == "call_module" and self._works_in_place(node.target))
             sizes[i] = {(i, k) if new else s._cdata: s.nbytes() // examples for k, s in enumerate(stored)}
         return sizes
 
@@ -172,29 +168,14 @@ class PartialNet:
                     width.value, now = choice, dict(values)
                     for i in sorted(influence.leading[width.name]):
                         part = self._leading_part(i, values[i])
-                        if not torch.equal(part, self._run(i, now.__getitem__)):
+                        # In 16 bits the order in which kernels add up depends on how many examples there are, too.
+                        if part.element_size() < 4 or not torch.equal(part, self._run(i, now.__getitem__)):
                             differ.add(i)
                         now[i] = part
                 width.value = width.full
                 if differ:
                     influence.run_again(width.name, differ)
         self._plans.clear()
-
-    @torch.inference_mode()
-    def _check(self, inputs) -> None:
-        """Run every group in parts once, next to the whole network: code may do what the graph does not show."""
-        net = self.net
-        with eval_mode(net), self.ready(), net.using(net.full()):
-            values = self.run(self.plan(None, wanted=self.read), inputs=inputs)
-            if not _close(values[self.output], net(*inputs)):
-                raise NotPartial("its graph gives another output than its forward")
-            for width in net.widths:
-                if len(width.choices) > 1:
-                    width.value = width.choices[-2]
-                    same = _close(self.run(self.plan(width.name), base=values)[self.output], net(*inputs))
-                    width.value = width.full
-                    if not same:
-                        raise NotPartial(f"its output with a narrower {width.name} is another when it is run in parts")
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -316,7 +297,7 @@ class PartialNet:
             return self._layers[i](*args, **kwargs)
         if node.op == "output":
             return args[0]
-        if _writes(node):
+        if writes(node):
             args = (args[0].clone(), *args[1:])
         return run_node(node, args, kwargs, self.net.model)
 
@@ -335,22 +316,3 @@ def _is_plain(layer: nn.Module) -> bool:
     kind = layer.plain if isinstance(layer, Slimmable) else type(layer)
     own = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
     return kind.__module__.startswith("torch.nn.modules.") and not own and all(b is None for b in layer._buffers.values())
-
-
-def _writes(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target.endswith("_") and not node.target.endswith("__")
-    return node.op == "call_function" and (
-        node.target in _WRITERS or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-    )
-
-
-def _close(a, b) -> bool:
-    left, right = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (a, b))
-    return len(left) == len(right) and all(
-        x.shape == y.shape
-        and torch.allclose(
-            x.double(), y.double(), rtol=1e-3, atol=1e-4 * (1 + y.double().nan_to_num().abs().max().item()), equal_nan=True
-        )
-        for x, y in zip(left, right)
-    )

@@ -84,6 +84,15 @@ class Samples:
         """Return the shapes that inputs and labels of one image have, the labels' last."""
         return {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._stored}
 
+    def of_every_size(self, count: int) -> dict[tuple, object]:
+        """Return a few inputs of every size that inputs have, by that size: `count`, where a batch has so many."""
+        found: dict[tuple, object] = {}
+        for x, _ in self._stored:
+            size = tuple(t.shape[1:] for t in tree_leaves(x) if isinstance(t, Tensor))
+            if size not in found or images_of(found[size]) < min(count, images_of(x)):
+                found[size] = self._prepare(tree_map(lambda t: t[:count] if isinstance(t, Tensor) else t, x))
+        return found
+
     def per_image(self) -> bool:
         """Tell whether there is a label, or a map of labels, for every image."""
         labels = [(x, target) for x, target in self._stored if isinstance(target, Tensor)]
@@ -117,6 +126,10 @@ class Samples:
                 rows.append((part, slice(start, min(start + size, end))))
                 sizes.append(min(size, end - start))
         return self._with(self._stored, rows, sizes)
+
+    def reordered(self, order: Sequence[int]) -> "Samples":
+        """Return the same batches in another order. The memory is shared."""
+        return self._with(self._stored, [self._rows[i] for i in order], [self.sizes[i] for i in order])
 
     def arranged(self, order: Sequence[Tensor]) -> "Samples":
         """Return joined images in other batches: for each, the places of its images as they were given.

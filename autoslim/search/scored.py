@@ -11,10 +11,14 @@ from autoslim.training.steps import IGNORED
 
 
 class Scored:
-    """One configuration as it is judged: its BN statistics, and what its images cost, batch after batch."""
+    """One configuration as it is judged: its BN statistics, and what its images cost, batch after batch.
 
-    def __init__(self, config: ChannelConfig):
-        self.config = config
+    Args:
+        labelled: which part of all images' labels is not `IGNORED`.
+    """
+
+    def __init__(self, config: ChannelConfig, labelled: float = 1.0):
+        self.config, self._part = config, labelled
         self.measure: Measure | None = None
         self.seen: dict[int, Tensor] = {}  # batch: [3, N], see `costs_of`
 
@@ -28,17 +32,20 @@ class Scored:
         return torch.cat([self.seen[i] for i in range(batches)], dim=1)
 
     def score(self, batches: int) -> Score:
-        """Return the mean over the leading batches."""
+        """Return the mean over the leading batches; over all of them it is that over all labels."""
         values = self.values(batches)
-        error, loss, _ = values.mean(dim=1).tolist()
+        error, loss, _ = (self.mean(total, values.shape[1]) for total in values.sum(dim=1).tolist())
         return Score(error, loss, values.shape[1])
 
+    def mean(self, total: float, images: int) -> float:
+        """Return the mean over labels of what some images cost in all."""
+        return total / images / self._part
 
-def costs_of(logits: Tensor, target: Tensor, labelled: float = 1.0) -> Tensor:
+
+def costs_of(logits: Tensor, target: Tensor) -> Tensor:
     """Return mistakes, losses and risks `[3, N]` of every image, on the device.
 
-    Of an image with a map of labels they are means over all of the map, divided by what part of all images' maps is `labelled`,
-    so that their mean over all images is that over all labels.
+    Of an image with a map of labels they are means over all of the map, where what is `IGNORED` costs nothing.
 
     A risk, from 0 to 1, is how far another class is above the label's: where mistakes of other widths will be, mistakes alone do
     not tell. Near 1/2 they are made and mended soonest.
@@ -50,5 +57,4 @@ def costs_of(logits: Tensor, target: Tensor, labelled: float = 1.0) -> Tensor:
     label = target.clamp(min=0).unsqueeze(1)
     of_label = logits.gather(1, label).squeeze(1)
     risk = (logits.scatter_(1, label, -torch.inf).amax(dim=1) - of_label).sigmoid() * known
-    costs = torch.stack([value.flatten(1).mean(1) if value.dim() > 1 else value for value in (wrong, loss, risk)])
-    return costs / labelled
+    return torch.stack([value.flatten(1).mean(1) if value.dim() > 1 else value for value in (wrong, loss, risk)])

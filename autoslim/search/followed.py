@@ -1,0 +1,126 @@
+"""Whether the graph of a network does at all widths what its forward does."""
+
+import contextlib
+import operator
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from autoslim.channels.trace import told
+from autoslim.slimmable.modes import eval_mode
+from autoslim.slimmable.supernet import Supernet
+
+if TYPE_CHECKING:
+    from autoslim.search.partial import PartialNet
+
+_WRITERS = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
+
+
+class NotPartial(Exception):
+    """A network that cannot be run in parts; the message says why."""
+
+
+@contextlib.contextmanager
+def in_parts() -> Iterator[None]:
+    """Raise NotPartial for what goes wrong in a `with` block: the network runs, its graph does not."""
+    try:
+        yield
+    except (NotPartial, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise NotPartial(f"its graph does not run as its forward does ({told(error)})") from error
+
+
+def check_writes(nodes: Sequence[fx.Node], place: Mapping[fx.Node, int]) -> None:
+    """Refuse operations that write into a value that is read again.
+
+    Args:
+        nodes, place: the operations in order, and the place of each.
+    """
+    for i, node in enumerate(nodes):
+        if writes(node):
+            written = next(iter(node.all_input_nodes), None)
+            if written is None or written.op in ("placeholder", "get_attr") or any(place[user] > i for user in written.users):
+                raise NotPartial(f"{node.name} writes into a value that is read again")
+
+
+def writes(node: fx.Node) -> bool:
+    """Tell whether an operation writes into its first input."""
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    return node.op == "call_function" and (
+        node.target in _WRITERS or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+    )
+
+
+def check_constants(net: Supernet, nodes: Sequence[fx.Node]) -> None:
+    """Refuse tensors that a forward makes from numbers: their values are not in the graph."""
+    for node in nodes:
+        if node.op == "get_attr" and not _has(net.model, node.target):
+            raise NotPartial("its forward makes a tensor of its own")
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        operator.attrgetter(name)(model)
+    except AttributeError:
+        return False
+    return True
+
+
+@torch.inference_mode()
+def check_branches(partial: "PartialNet", nodes: Sequence[fx.Node], inputs) -> None:
+    """Refuse branches that may be others at other widths: two widths may come to be equal, or one to be a limit.
+
+    An equality that holds at full width, at the narrowest and at drawn ones is taken to hold at all.
+    """
+    net, sources = partial.net, partial.influence.sources
+    changed = set().union(*partial.influence.changed.values())
+    branches = [i for i, node in enumerate(nodes) if node.meta.get("decided") and i in changed]
+    if not branches:
+        return
+    draw = random.Random(0)
+    configs = [net.full(), net.narrowest()]
+    configs += [net.make_config([draw.choice(width.choices) for width in net.widths]) for _ in range(3)]
+    wanted, found = {*branches, *(j for i in branches for j in sources[i])}, []
+    for config in configs:
+        with eval_mode(net), partial.ready(), net.using(config):
+            found.append(partial.run(partial.plan(None, wanted=wanted), inputs=inputs))
+    for i in branches:
+        read = [i, *(j for j in sources[i] if not isinstance(found[0][j], Tensor))]
+        fixed = all(values[j] == found[0][j] for values in found for j in read)
+        holds = {operator.eq: True, operator.ne: False}.get(nodes[i].target)
+        if not fixed and not all(values[i] is holds for values in found):
+            raise NotPartial(f"a branch depends on channels ({nodes[i].meta.get('where', nodes[i].name)})")
+
+
+@torch.inference_mode()
+def check_outputs(partial: "PartialNet", inputs) -> None:
+    """Run every group in parts once, next to the whole network: code may do what the graph does not show."""
+    net = partial.net
+    with eval_mode(net), partial.ready(), net.using(net.full()):
+        values = partial.run(partial.plan(None, wanted=partial.read), inputs=inputs)
+        if not _close(values[partial.output], net(*inputs)):
+            raise NotPartial("its graph gives another output than its forward")
+        for width in net.widths:
+            if len(width.choices) > 1:
+                width.value = width.choices[-2]
+                same = _close(partial.run(partial.plan(width.name), base=values)[partial.output], net(*inputs))
+                width.value = width.full
+                if not same:
+                    raise NotPartial(f"its output with a narrower {width.name} is another when it is run in parts")
+
+
+def _close(a, b) -> bool:
+    left, right = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (a, b))
+    return len(left) == len(right) and all(
+        x.shape == y.shape
+        and torch.allclose(
+            x.double(), y.double(), rtol=1e-3, atol=1e-4 * (1 + y.double().nan_to_num().abs().max().item()), equal_nan=True
+        )
+        for x, y in zip(left, right)
+    )
