@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -148,6 +148,50 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), os.stat(folder))
     return False
+
+
+@contextlib.contextmanager
+def in_turn(path: str | Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Let one process after the other into a `with` block that reads and rewrites a file.
+
+    A process that is killed leaves the block. Where nothing can be locked, or the folder cannot be written, nobody waits.
+
+    Args:
+        waits: called if another process is there.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")  # the file itself is replaced whenever it is written
+    handle = None
+    with contextlib.suppress(ImportError, OSError):
+        handle = _locked(lock, waits)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+            os.close(handle)
+
+
+def _locked(lock: Path, waits: Callable[[], None]) -> int:
+    """Make a file and lock it, as soon as nobody else does; returns its handle."""
+    import fcntl
+
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waits()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # whoever had it took it away
+                if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def digest(path: str | Path) -> str:

@@ -18,7 +18,7 @@ from autoslim.search import engine, ranks
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.ranks import Ranks
-from autoslim.slimmable.family import channels_last, place
+from autoslim.slimmable.family import lay_out, place
 from cli import printed, run
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
@@ -118,7 +118,7 @@ def test_a_network_goes_to_a_device_whatever_its_weights(kind, device):
 
 @pytest.mark.parametrize("kind", [tricky.ThreeDimensions, tricky.Residual])
 def test_only_weights_of_images_are_laid_out_channels_last(kind):
-    net = channels_last(kind())
+    net = lay_out(kind(), torch.channels_last)
     weights = [p for p in net.parameters() if p.dim() > 1]
     assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights if p.dim() == 4)
     assert all(p.is_contiguous() for p in weights if p.dim() != 4)
@@ -145,6 +145,11 @@ def test_the_verbs_measure_where_they_are_asked_to(device, tmp_path, capsys):
         out = tmp_path / f"found-{where}"
         (searched, _) = printed(capsys, "search", folder, *wanted, "--device", where, "--out", out)
         assert searched["provenance"]["latency"]["latency"]["device"] == found["device"]
+    options = ("--device", "cpu", "--points", 2, "--check", 0, "--out", tmp_path / "cpu.json")
+    found = printed(capsys, "latency-table", folder, *options)
+    wanted = ("--latency-target", "100%", "--latency-table", tmp_path / "cpu.json", "--device", device)
+    (searched, _) = printed(capsys, "search", folder, *wanted, "--out", tmp_path / "found-by-cpu")
+    assert searched["provenance"]["latency"]["latency"]["device"] == found["device"]
 
 
 @pytest.mark.parametrize(

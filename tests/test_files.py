@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoslim.errors import RunError
-from autoslim.files import atomic_write, held
+from autoslim.files import atomic_write, held, in_turn
 
 
 def names(folder):
@@ -67,6 +67,30 @@ def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path):
     with held(folder):
         (folder / "a.json").write_text("")
     assert names(folder) == ["a.json"]
+
+
+def test_processes_rewrite_a_file_in_turn(tmp_path):
+    path, told = tmp_path / "a.json", []
+    code = f"from autoslim.files import in_turn\nwith in_turn({str(path)!r}, input):\n    print('in', flush=True)\n    input()\n"
+    code += f"    open({str(path)!r}, 'w').write('theirs')"
+
+    def other():
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "in\n"
+        return process
+
+    first = other()
+    with in_turn(path, lambda: told.append(first.communicate("\n"))):
+        assert told and path.read_text() == "theirs" and names(tmp_path) == [".a.json.lock", "a.json"]
+    assert names(tmp_path) == ["a.json"]
+    killed = other()
+    killed.kill()
+    killed.communicate()
+    with in_turn(path, lambda: pytest.fail("waits for a process that is gone")):
+        pass
+    assert names(tmp_path) == ["a.json"]
+    with in_turn(tmp_path / "no" / "folder", lambda: pytest.fail("there is nobody")):
+        pass
 
 
 FORKS = """

@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from all_cases import ALL_CASES
 from torch import nn
 
 import autoslim
+from autoslim import files
 from autoslim.channels.trace import as_inputs
-from autoslim.cost import latency, latency_table
+from autoslim.cost import latency, latency_records, latency_table
 from autoslim.cost.latency import Latency, Setup, measure, measure_latency, remeasure, time_calls, using_threads, width_message
 from autoslim.cost.latency_parts import Parts
 from autoslim.cost.latency_table import fitted_line, open_table
@@ -274,6 +277,23 @@ def test_a_table_goes_on_where_it_was_cut_off(tmp_path):
     assert open_table(net, EXAMPLE, path, measure=third).check(5) == checked
 
 
+def test_who_waited_for_another_process_finds_what_that_measured(tmp_path, monkeypatch):
+    path, first, second = tmp_path / "table.json", Fake(), Fake(limit=0)
+
+    @contextlib.contextmanager
+    def waits(which, _):
+        monkeypatch.setattr(latency_records, "in_turn", files.in_turn)
+        open_table(supernet(), EXAMPLE, which, measure=first, rounds=1)
+        yield
+
+    monkeypatch.setattr(latency_records, "in_turn", waits)
+    table = open_table(supernet(), EXAMPLE, path, measure=second, rounds=1)
+    assert first.parts and table.points == len(json.loads(path.read_text())["points"])
+    path.unlink()
+    assert open_table(supernet(), EXAMPLE, path, measure=Fake(), rounds=1).check(3)  # what is known stays known
+    assert os.listdir(tmp_path) == ["table.json"]
+
+
 def test_a_file_says_how_it_was_measured(tmp_path):
     net, path = supernet(), tmp_path / "table.json"
     open_table(net, EXAMPLE, path, setup=Setup(batch=2, threads=1), measure=Fake())
@@ -359,13 +379,24 @@ def test_parts_are_laid_out_as_they_are_in_the_network():
             return self[2](self[1](self[0](x).contiguous().relu())).mean((2, 3))
 
     net = autoslim.Supernet(Mixed(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))), torch.zeros(1, 16, 8, 8))
-    family.channels_last(net)
+    family.lay_out(net, torch.channels_last)
     parts = Parts(net, (torch.zeros(2, 16, 8, 8).contiguous(memory_format=torch.channels_last),))
     widths = np.array(list(net.narrowest().widths.values()))
     given = [parts.build(part, widths)[1][0] for part in parts.parts]
     assert [x.is_contiguous() for x in given] == [False, True, False]
     keys = [parts.key(part, np.array(list(net.full().widths.values()))) for part in parts.parts]
     assert ["channels last" in key for key in keys] == [True, False, True]
+
+
+def test_a_network_that_comes_from_a_gpu_is_laid_out_as_one_that_is_built_on_the_cpu():
+    there = family.lay_out(supernet(Residual), torch.channels_last)  # what a move from a GPU keeps
+    net, example = latency_table._copied_to(there, torch.device("cpu")), (EXAMPLE,)
+    full, keys = np.array([width.full for width in net.widths]), []
+    for each in (supernet(Residual), net, there):
+        parts = Parts(each, example)
+        keys.append([parts.key(part, full) for part in parts.parts])
+    assert keys[0] == keys[1] != keys[2]
+    assert not there.source.get_parameter("conv1.0.weight").is_contiguous()
 
 
 def test_a_supernet_is_measured_on_the_device_of_the_setup(monkeypatch):
@@ -595,6 +626,12 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
     for far in ("1us", "0.1%"):  # no table is measured for it
         told = refused(capsys, "search", run_folder, "--latency-target", far, "--batch", 2, "--out", tmp_path / "no")
         assert "is below the narrowest configuration" in told and fake.networks and not fake.parts
+    told = refused(capsys, "search", run_folder, "--latency-target", "9s", "--batch", 2, "--out", tmp_path / "no")
+    assert "latency target 9000ms is above the full network (reachable: " in told and not fake.parts
+    faked(fake := Fake(limit=0))
+    for other in ("--batch", "--threads"):  # said before a table is measured for it
+        told = refused(capsys, "search", run_folder, "--out", tmp_path / "alone", "--latency-target", "60%", other, 8)
+        assert "holds another run" in told and f"search.budgets.{other[2:]} was " in told and not fake.networks
 
 
 @pytest.mark.parametrize(
@@ -604,6 +641,7 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
         (["--latency-target", "5ms", "--latency-device", "nonsense"], "device 'nonsense' is not available here"),
         (["--latency-target", "5ms", "--flops-target", "1k"], "flops target 1k is below the narrowest"),
         (["--latency-target", "5ms", "--latency-target", "4ms", *["--flops-target", "60%"] * 3], "cannot be paired"),
+        (["--latency-target", "60%", "--latency-target", "120%"], "latency target 120% is above the full network"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch, options, rule):

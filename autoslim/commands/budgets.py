@@ -1,6 +1,7 @@
 """The budgets of a search, as its run folder and the command line state them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -11,8 +12,9 @@ from autoslim.commands.runs import choose_device
 from autoslim.cost.amounts import KINDS
 from autoslim.cost.budgets import Budgets, Target, check_budgets
 from autoslim.cost.latency import Latency, Remeasured, Setup, remeasure, width_message
-from autoslim.cost.latency_table import LatencyTable, open_table, read_setup
-from autoslim.errors import RunError
+from autoslim.cost.latency_records import read_setup
+from autoslim.cost.latency_table import LatencyTable, open_table
+from autoslim.errors import RunError, TargetError
 from autoslim.factories import load_rules
 from autoslim.files import probe_writable
 from autoslim.slimmable.materialize import materialize
@@ -27,14 +29,11 @@ class RunBudgets(Budgets):
         terms: in which terms sizes, memory and latency are counted, as JSON; of the kinds in use only.
     """
 
-    def __init__(self, net: Supernet, kinds, *, precision: str, batch: int, table: LatencyTable | None):
-        super().__init__(net, kinds, precision=precision, batch=batch, latency=table and table.milliseconds)
+    def __init__(self, net: Supernet, stated: "Terms", example: torch.Tensor, table: LatencyTable | None):
+        latency = table and table.milliseconds
+        super().__init__(net, stated.targets, precision=stated.precision, batch=stated.batch, example=example, latency=latency)
         self._net, self._latency_table = net, table
-        self.terms: dict = {"size_precision": precision} if "size" in kinds else {}
-        self.terms |= {"batch": batch} if {"memory", "latency"} & set(kinds) else {}
-        if table:
-            setup = table.setup
-            self.terms |= {"device": setup.device_name, "threads": setup.threads, "backend": setup.backend, "table": table.digest}
+        self.terms = {**stated.to_json(), **({"table": table.digest} if table else {})}
 
     def decide_by(self, targets: list[Target]) -> dict:
         """Return what the decisions of a descent depend on: the kinds and their terms, and of several kinds the amounts."""
@@ -50,58 +49,111 @@ class RunBudgets(Budgets):
         return remeasure(network, drawn_input(config.input_shape), target_ms=target.amounts["latency"], setup=setup)
 
 
-def open_budgets(
-    net: Supernet, space: Space, run: Path, targets: Mapping, *, first: bool, wait: Callable[[], None],
-    size_precision: str = "fp32", batch: int = 1, latency_device: str = "cpu", threads: int = 1,
+@dataclass(frozen=True)
+class Terms:
+    """What a search is asked for, and in which terms its costs are counted.
+
+    Attributes:
+        targets: amounts by kind.
+        precision: of the parameters in "size".
+        batch: images, of memory and latency.
+        setup: what latency is measured under; None where it has no target.
+        table: the file of the latency table; None for one of the run's own.
+    """
+
+    targets: Mapping
+    precision: str
+    batch: int
+    setup: Setup | None
+    table: Path | None
+
+    def to_json(self) -> dict:
+        """Return the terms of the kinds in use as a JSON object."""
+        kinds, setup = set(self.targets), self.setup
+        found: dict = {"size_precision": self.precision} if "size" in kinds else {}
+        found |= {"batch": self.batch} if {"memory", "latency"} & kinds else {}
+        if setup:
+            found |= {"device": setup.device_name, "threads": setup.threads, "backend": setup.backend}
+        return found
+
+
+def read_terms(
+    targets: Mapping, *, size_precision: str = "fp32", batch: int = 1, latency_device: str = "cpu", threads: int = 1,
     latency_table: Path | None = None,
-) -> RunBudgets:  # fmt: skip
+) -> Terms:  # fmt: skip
+    """Return the terms that are given as `autoslim search` takes them; nothing is measured.
+
+    Raises:
+        RunError: a device is not available, or the table cannot be read.
+    """
+    setup = None
+    if "latency" in targets and latency_table:
+        setup = read_setup(latency_table)
+        try:
+            choose_device(setup.device)
+        except RunError as error:
+            raise RunError(
+                f"{latency_table} was measured on {setup.device!r}, which is not available here; pass a table of this machine"
+            ) from error
+        batch = setup.batch
+    elif "latency" in targets:
+        setup = Setup(device=str(choose_device(latency_device)), batch=batch, threads=threads)
+    return Terms(targets, size_precision, batch, setup, latency_table)
+
+
+def open_budgets(net: Supernet, space: Space, run: Path, terms: Terms, *, first: bool, wait: Callable[[], None]) -> RunBudgets:
     """Return the budgets of a search; a latency table that is not there yet is measured, by the first process of several.
 
     Args:
         run: folder of the supernet, where a latency table goes.
-        targets: amounts by kind.
         first, wait: whether this is the first process, and what waits for all.
-        size_precision, batch, latency_device, threads, latency_table: as `autoslim search` takes them.
 
     Raises:
-        RunError: a device is not available, or the table is of another network, device or version, or cannot be written.
+        RunError: the table is of another network, device or version, or cannot be written.
         TargetError: an amount cannot be read, paired or reached; a latency far out of reach before layers are measured.
     """
-    table = None
-    if "latency" in targets:
-        if latency_table:
-            setup = read_setup(latency_table)
-            try:
-                choose_device(setup.device)
-            except RunError as error:
-                raise RunError(
-                    f"{latency_table} was measured on {setup.device!r}, which is not available here; pass a table of this machine"
-                ) from error
-            batch = setup.batch
-        else:
-            setup = Setup(device=str(choose_device(latency_device)), batch=batch, threads=threads)
-        # What cannot be read, paired or reached is said before hours of measuring; which ms can be, only a table tells.
-        untimed = Budgets(net, [kind for kind in targets if kind != "latency"], precision=size_precision, batch=batch)
-        check_budgets(targets, {**untimed.full, "latency": 1e12}, {**untimed.narrowest, "latency": 0.0})
-        path = latency_table or run / f"latency-{setup.label}.json"
+    example = drawn_input(space.input_shape).to(next(net.parameters()).dtype)
+    table, example = None, example.expand(terms.batch, *space.input_shape)
+    if terms.setup:
+        kinds = [kind for kind in terms.targets if kind != "latency"]
+        untimed = Budgets(net, kinds, precision=terms.precision, batch=terms.batch, example=example)
+        _check_untimed(terms.targets, untimed)
+        path = terms.table or run / f"latency-{terms.setup.label}.json"
         if not path.exists():
             probe_writable(path.parent)
-        example, rules = drawn_input(space.input_shape), load_rules(space.groups["rules"])
 
         def before(full: Latency, narrowest: Latency) -> None:
             if first:
                 say_where_width_hardly_helps(full, narrowest)
-            least = min(KINDS["latency"].read(amount, full.median_ms) for amount in targets["latency"])
-            if least < 0.8 * narrowest.median_ms:  # predictions are not that far off
-                ends = {"latency": full.median_ms}, {"latency": narrowest.median_ms}
-                check_budgets({"latency": least}, *ends)
+            _check_timed(terms.targets, full.median_ms, narrowest.median_ms)
 
         wait()  # nothing else runs while networks are timed
         for turn in (first, not first):
             if turn:
-                table = open_table(net, example, path, setup=setup, rules=rules, progress=first, before=before)
+                rules = load_rules(space.groups["rules"])
+                table = open_table(net, example, path, setup=terms.setup, rules=rules, progress=first, before=before)
             wait()
-    return RunBudgets(net, targets, precision=size_precision, batch=batch, table=table)
+    return RunBudgets(net, terms, example, table)
+
+
+def _check_untimed(targets: Mapping, budgets: Budgets) -> None:
+    """Check before hours of measuring what can be: which milliseconds are in reach, only a table tells."""
+    most = 1e12  # ms, far above all
+    amounts = {amount: KINDS["latency"].read(amount, most) for amount in targets["latency"]}
+    above = [amount for amount, value in amounts.items() if value > most]  # 120%
+    if above and set(targets) == {"latency"}:
+        raise TargetError(f"latency target {above[0]} is above the full network; lower it, or take a wider supernet")
+    capped = {**targets, "latency": [min(value, most) for value in amounts.values()]}
+    check_budgets(capped, {**budgets.full, "latency": most}, {**budgets.narrowest, "latency": 0.0})
+
+
+def _check_timed(targets: Mapping, full: float, narrowest: float) -> None:
+    """Check latencies by what the widest and the narrowest network took, milliseconds; predictions are less than a fifth off."""
+    amounts = [KINDS["latency"].read(amount, full) for amount in targets["latency"]]
+    off = [amount for amount in amounts if amount < 0.8 * narrowest]
+    off += [amount for amount in amounts if amount > 1.25 * full and set(targets) == {"latency"}]
+    if off:
+        check_budgets({"latency": off[0]}, {"latency": full}, {"latency": narrowest})
 
 
 def drawn_input(shape: Sequence[int]) -> torch.Tensor:

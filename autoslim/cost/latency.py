@@ -5,6 +5,7 @@ import functools
 import math
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -207,7 +208,8 @@ def measure(network: nn.Module, inputs: tuple, setup: Setup, *, whole: bool = Tr
             call = onnx_call(network, inputs, threads=setup.threads)
         else:
             call = functools.partial(network, *inputs)
-        clock = time.thread_time if device.type == "cpu" and setup.threads == 1 else time.perf_counter
+        one = device.type == "cpu" and setup.threads == 1
+        clock = time.thread_time if one and sys.platform != "win32" else time.perf_counter  # there it ticks every 16 ms
         times = time_calls(call, device, row=row, clock=clock, **floors)
     return Latency.of(times, setup.device_name)
 

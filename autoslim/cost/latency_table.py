@@ -4,26 +4,22 @@ import bisect
 import copy
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
 from autoslim.cost.latency import Latency, Setup, measure, width_message
 from autoslim.cost.latency_parts import Parts
-from autoslim.errors import ConfigError, RunError
-from autoslim.files import read_json, write_json
-from autoslim.slimmable.family import place
+from autoslim.cost.latency_records import Records, stored_points
+from autoslim.errors import ConfigError
+from autoslim.slimmable.family import lay_out, place
 from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
 
-_FORMAT = "autoslim.latency/1"
 Measure = Callable[..., Latency]
 
 
@@ -49,7 +45,7 @@ class LatencyTable:
         digest: of what its predictions follow from.
     """
 
-    def __init__(self, net: Supernet, records: "_Records", parts: Parts, whole: "_Whole"):
+    def __init__(self, net: Supernet, records: Records, parts: Parts, whole: "_Whole"):
         self.net, self.setup = net, records.setup
         self._names = [width.name for width in net.widths]
         self._whole = whole
@@ -64,7 +60,7 @@ class LatencyTable:
         predicts = [self.factor, self.constant_ms, self.least_ms, self._fixed, self._points, self._lines, self._planes]
         self.digest = hashlib.sha256(json.dumps(predicts).encode()).hexdigest()[:16]
 
-    def _read(self, parts: Parts, records: "_Records") -> None:
+    def _read(self, parts: Parts, records: Records) -> None:
         surfaces: dict[tuple, np.ndarray] = {}
         for part in parts.parts:
             times = [records.latency("points", parts.key(part, widths)) for widths in parts.points(part)]
@@ -190,11 +186,11 @@ def open_table(
     """
     setup = setup or Setup()
     net = _on(net, setup.device)
-    points = _stored_points(path) or 16 if points is None else points
+    points = stored_points(path) or 16 if points is None else points
     if points < 2:
         raise ConfigError(f"points is {points}; between 2 or more widths of a layer a table interpolates")
     parts = Parts(net, setup.inputs(example), rules=rules, points=points)
-    with _Records(path, net, setup, parts, points) as records:
+    with Records(path, net, setup, parts, points) as records:
         whole = _Whole(net, setup.inputs(example), records, rounds, measure)
         whole.measure([net.full(), net.narrowest()], "measuring the widest and the narrowest network", progress)
         before(whole.latency(net.full()), whole.latency(net.narrowest()))
@@ -210,10 +206,15 @@ def open_table(
 def _on(net: Supernet, device: str) -> Supernet:
     """Return a supernet, or a copy of it, on a device: what its forward makes is made, and laid out, as it is there."""
     there = torch.empty(0, device=device).device
-    return net if next(net.parameters()).device == there else place(copy.deepcopy(net), there)
+    return net if next(net.parameters()).device == there else _copied_to(net, there)
 
 
-def _measure_parts(parts: Parts, records: "_Records", rounds: int, measure: Measure, about: str, progress: bool) -> None:
+def _copied_to(net: Supernet, device: torch.device) -> Supernet:
+    # A move keeps the layout, which on a GPU is channels last; a network that is built on a CPU has the other one.
+    return place(lay_out(copy.deepcopy(net), torch.contiguous_format), device)
+
+
+def _measure_parts(parts: Parts, records: Records, rounds: int, measure: Measure, about: str, progress: bool) -> None:
     wanted = {parts.key(part, widths): (part, widths) for part in parts.parts for widths in parts.points(part)}
     missing = [(i, key) for i in range(rounds) for key in wanted if records.rounds("points", key) <= i]
     bar = tqdm(missing, desc=about, unit="time", disable=not (progress and missing))
@@ -229,7 +230,7 @@ class _Whole:
         calibration: the configurations that a table is fitted to.
     """
 
-    def __init__(self, net: Supernet, inputs: tuple, records: "_Records", rounds: int, measure: Measure):
+    def __init__(self, net: Supernet, inputs: tuple, records: Records, rounds: int, measure: Measure):
         self._net, self._inputs, self._records, self._rounds, self._measure = net, inputs, records, rounds, measure
         self.calibration: list[ChannelConfig] = []
 
@@ -244,114 +245,6 @@ class _Whole:
 
     def latency(self, config: ChannelConfig) -> Latency:
         return self._records.latency("networks", _key(config))
-
-
-class _Records:
-    """Measured latencies by what was measured, in a file that is rewritten every few seconds while a `with` block runs."""
-
-    def __init__(self, path, net: Supernet, setup: Setup, parts: Parts, points: int):
-        self.setup = setup
-        self._path = None if path is None else Path(path)
-        dtype = next(p.dtype for p in net.parameters())
-        about = {
-            "format": _FORMAT,
-            "versions": _versions(setup),
-            "network": {"name": type(net.source).__name__, "digest": _digest(net, parts)},
-            "setup": {**asdict(setup), "device_name": setup.device_name, "dtype": str(dtype).removeprefix("torch.")},
-        }
-        self._document = {**about, "networks": {}, "points": {}}
-        if self._path is not None and self._path.exists():
-            self._document = _check(read_json(self._path, RunError), about, self._path)
-        self._changed = self._document.get("widths") != points
-        self._document["widths"] = points
-        self._saved = time.monotonic()
-
-    def rounds(self, kind: str, key: str) -> int:
-        return len(self._document[kind].get(key, ()))
-
-    def count(self, kind: str) -> int:
-        return len(self._document[kind])
-
-    def add(self, kind: str, key: str, latency: Latency) -> None:
-        row = [round(latency.median_ms, 6), round(latency.low_ms, 6), round(latency.high_ms, 6), latency.repeats]
-        self._document[kind].setdefault(key, []).append(row)
-        self._changed = True
-        if time.monotonic() - self._saved > 5:
-            self.save()
-
-    def latency(self, kind: str, key: str) -> Latency:
-        return Latency.over([Latency(*row, self.setup.device_name) for row in self._document[kind][key]])
-
-    def save(self) -> None:
-        if self._path is not None and self._changed:
-            write_json(self._path, self._document, compact="points")
-        self._changed, self._saved = False, time.monotonic()
-
-    def __enter__(self) -> "_Records":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.save()
-
-
-def read_setup(path: str | Path) -> Setup:
-    """Return the setup that a latency table was measured under.
-
-    Raises:
-        RunError: the file is no latency table.
-    """
-    document = read_json(Path(path), RunError)
-    try:
-        return Setup(**{name: document["setup"][name] for name in ("device", "batch", "threads", "backend")})
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{path} is no latency table ({_FORMAT}); write one with `autoslim latency-table`") from error
-
-
-def _stored_points(path) -> int | None:
-    """Return how many widths of a group the table in a file was measured at; None where there is none that tells."""
-    document = read_json(Path(path), RunError) if path is not None and Path(path).exists() else None
-    points = document.get("widths") if isinstance(document, dict) else None
-    return points if isinstance(points, int) and points >= 2 else None
-
-
-def _check(document, about: dict, path: Path) -> dict:
-    """Return the document of a table if it was made for the same network and setup."""
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise RunError(f"{path} is no latency table ({_FORMAT}); pass another file to write one")
-    try:
-        # Other versions compute with other kernels.
-        theirs, ours = ({**d["setup"], "network": d["network"], **d["versions"]} for d in (document, about))
-        ours.pop("autoslim")
-        different = [name for name in ours if theirs.get(name) != ours[name]]
-        whole = all(len(row) == 4 for kind in ("points", "networks") for rows in document[kind].values() for row in rows)
-    except (KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise RunError(f"{path} is a damaged latency table; remove it, or pass another file")
-    if different:
-        told = "; ".join(f"{name} {_short(theirs.get(name))}, not {_short(ours[name])}" for name in different)
-        raise RunError(f"{path} was measured for another case ({told}); pass another file, or remove it")
-    return document
-
-
-def _short(value) -> str:
-    return f"{value['name']} ({value['digest']})" if isinstance(value, dict) else str(value)
-
-
-def _digest(net: Supernet, parts: Parts) -> str:
-    """Return what tells networks apart: groups, choices, and every operation at full width."""
-    full = np.array([width.full for width in net.widths])
-    about = [{name: list(row) for name, row in net.choices.items()}, [parts.key(part, full) for part in parts.parts]]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-
-
-def _versions(setup: Setup) -> dict[str, str]:
-    found = {"autoslim": __version__, "torch": torch.__version__}
-    if setup.backend == "onnxruntime":
-        from autoslim.cost.onnx_backend import onnx_versions
-
-        found |= onnx_versions()
-    return found
 
 
 def _key(config: ChannelConfig) -> str:

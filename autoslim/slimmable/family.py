@@ -27,14 +27,14 @@ def build_supernet(space: Space, device: torch.device | str = "cpu") -> Supernet
 def place(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Move a model; on a GPU its 4-D weights are laid out channels last, as the batches of `Loader` are."""
     model.to(device)
-    return channels_last(model) if torch.device(device).type == "cuda" else model
+    return lay_out(model, torch.channels_last) if torch.device(device).type == "cuda" else model
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """Lay 4-D parameters and buffers out channels last."""
+def lay_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Lay 4-D parameters and buffers out in a memory format, as `torch.channels_last`."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:  # `Module.to` would take 5-D ones, too, and fail
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.contiguous(memory_format=layout)
     return model
 
 
