@@ -301,6 +301,13 @@ def test_given_configurations_are_ranked(supernet, tmp_path, capsys):
     assert "holds another run" in again
     two = ",".join(files[:2])
     assert "2 configurations have no ranking" in refused(capsys, "study", "rank", supernet, "--configs", two, "--out", tmp_path)
+    drawn = refused(capsys, "study", "rank", supernet, *options, "--configurations", 12, code=2)
+    assert "--configurations is for configurations that are drawn" in drawn
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "w0.2.json").write_bytes((tmp_path / "w0.6.json").read_bytes())
+    alike = ",".join([*files[:2], str(tmp_path / "other" / "w0.2.json")])
+    found = printed(capsys, "study", "rank", supernet, "--configs", alike, "--epochs", 1, "--out", tmp_path / "alike")
+    assert {row["configuration"] for row in found["rows"]} == {f"{tmp_path.name}-w0.2", "w0.4", "other-w0.2"}
     twice = ",".join([*files, files[0]])
     assert "are named w0.2" in refused(capsys, "study", "rank", supernet, "--configs", twice, "--out", tmp_path)
     document = json.loads((tmp_path / "w0.2.json").read_text())

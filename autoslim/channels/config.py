@@ -118,6 +118,18 @@ class ChannelConfig:
             )
 
 
+def origin(provenance: Mapping) -> str:
+    """Return where channels come from, in a word or two: searched, uniform, order random, published, given.
+
+    A configuration that a greedy search found is "searched".
+    """
+    kind, search = provenance.get("kind", "given"), provenance.get("search", {})
+    order = search.get("order", "greedy") if isinstance(search, dict) else "greedy"
+    if kind != "searched" or order == "greedy":
+        return kind
+    return order if order == "uniform" else f"order {order}"
+
+
 def _count(faults: list[str]) -> str:
     return "1 entry does" if len(faults) == 1 else f"{len(faults)} entries do"
 

@@ -11,21 +11,24 @@ from autoslim.errors import RunError
 @click.command()
 @click.argument("run", metavar="RUN|CONFIG.json", type=click.Path(path_type=Path))
 @click.option("--data", metavar="DATA", help="Images, in place of the run's own.")
+@click.option(
+    "--supernet", type=click.Path(path_type=Path), metavar="RUN", help="The run of a CONFIG.json that lies elsewhere."
+)  # fmt: skip
 @click.option("--width", type=float, help="Width multiplier of the family, for a supernet.  [default: its full width]")
 @click.option("--switch", metavar="NAME", help="One switch of a network with several.  [default: all]")
 @options.device_option
 @options.json_option
-def evaluate(run, data, width, switch, device, as_json):
-    """Score a run folder, or a CONFIG.json that lies in one.
+def evaluate(run, data, supernet, width, switch, device, as_json):
+    """Score a run folder, or a CONFIG.json of the supernet that it lies in, or of --supernet.
 
     A supernet, at --width or at CONFIG.json, gives a supernet estimate on its held-out training images (a US-Net that held
     none out: its accuracy on the test images), with BN statistics calibrated for that configuration. A retrained network
     gives its accuracy on the test images, one with switches that of each.
     """
-    folder, config_path = find_run(run)
+    folder, config_path = find_run(run, supernet)
     from autoslim.commands import runs
 
-    kind = runs.read_run(folder)["kind"]
+    kind = runs.read_run(folder, "supernet" if supernet else None)["kind"]
     if switch is not None and kind != "switches":
         raise RunError(f"--switch {switch} is for networks with switches; {folder} holds a {kind}, leave it out")
     if switch is not None and width is not None:
@@ -80,18 +83,27 @@ def _evaluate_switches(folder: Path, data: str | None, switch: str | None, devic
         _print(row)
 
 
-def find_run(path: Path) -> tuple[Path, Path | None]:
+def find_run(path: Path, supernet: Path | None = None) -> tuple[Path, Path | None]:
     """Return the run folder that a path belongs to, and the configuration if the path is one.
 
+    Args:
+        supernet: the run of a configuration, wherever that lies.
+
     Raises:
-        RunError: there is no run with weights at the path or above it.
+        RunError: there is no run with weights at the path or above it, or the path is none of a configuration.
     """
     if path.is_dir() or path.suffix != ".json":
+        if supernet is not None:
+            raise RunError(f"--supernet {supernet} is for a CONFIG.json, which {path} is not; leave it out")
         return path, None
+    if not path.exists():
+        raise RunError(f"{path} does not exist; pass a run folder, or a configuration")
+    if supernet is not None:
+        return supernet, path
     for folder in path.resolve().parents:
         if (folder / "checkpoint.pt").exists():
             return folder, path
-    raise RunError(f"{path} does not exist in a run folder with weights; pass a configuration inside the run it was found in")
+    raise RunError(f"{path} does not lie in a run folder with weights; name the run that it was found in with --supernet RUN")
 
 
 def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
@@ -141,12 +153,13 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
     low = net.grid.min_ratio * space.full_width
     if width is not None and width < low - 1e-9:
         click.echo(f"width {width:g} lies below what the supernet was trained for, {low:g} to {space.full_width:g}", err=True)
-    held_out = settings["held_out"]
-    images = runs.load_images(
-        data or settings["data"], space.input_shape, held_out, settings["seed"], runs.choose_device(device),
-        settings["skip_corrupt"],
-    )  # fmt: skip
-    runs.check_same_classes(settings, images, data or settings["data"])
+    held_out, place = settings["held_out"], runs.choose_device(device)
+    if data is None and held_out is not None:
+        images = runs.held_out_images(folder, settings, space.input_shape, place)
+    else:
+        data = data or settings["data"]
+        images = runs.load_images(data, space.input_shape, held_out, settings["seed"], place, settings["skip_corrupt"])
+        runs.check_same_classes(settings, images, data)
     result = runs.supernet_evaluator(net, images, space.search).score(config)
     cost = CostTable(net).cost(config).to_json()
     about = ("shared-weight accuracy", "test") if held_out is None else ("supernet estimate", "held-out training")

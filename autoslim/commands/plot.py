@@ -74,6 +74,7 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
 
 def _retrained(folder: Path, settings: dict) -> list[dict]:
     """Return the networks that a run trained: one, or one a switch."""
+    from autoslim.channels.config import origin
     from autoslim.files import read_json
 
     if not (folder / "result.json").exists():
@@ -81,7 +82,7 @@ def _retrained(folder: Path, settings: dict) -> list[dict]:
     result = read_json(folder / "result.json", RunError)
     try:
         if settings["kind"] == "network":
-            networks, configuration = [result], result["configuration"]
+            networks, configuration = [result], origin(settings["channels"]["provenance"])
         else:
             networks, configuration = list(result["switches"].values()), _system(settings)
         return [
@@ -103,23 +104,11 @@ def _system(settings: dict) -> str:
     return "trained alone" if len(settings["switches"]) == 1 else describe(settings)
 
 
-def _found(search: Path) -> list:
-    """Return the searched configurations of a search folder, the most expensive first; other JSON files are passed over."""
-    from autoslim.channels.config import FORMAT, ChannelConfig
-    from autoslim.files import read_json
-
-    def is_configuration(path: Path) -> bool:
-        document = read_json(path, RunError)
-        return isinstance(document, dict) and document.get("format") == FORMAT
-
-    configs = [ChannelConfig.load(path) for path in sorted(search.glob("*.json")) if is_configuration(path)]
-    searched = [config for config in configs if config.provenance.get("kind") == "searched"]
-    return sorted(searched, key=lambda config: -config.cost["macs"])
-
-
 def _some_found(search: Path) -> list:
-    """Return what `_found` finds; raises RunError where that is nothing."""
-    if not (found := _found(search)):
+    """Return the searched configurations of a search folder; raises RunError where there are none."""
+    from autoslim.commands.runs import found_configs
+
+    if not (found := found_configs(search)):
         raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
     return found
 
@@ -135,6 +124,7 @@ def _label(config) -> str:
 
 
 def _spectrum(searches: list[Path], retrained: list[dict], out: Path) -> None:
+    from autoslim.commands.runs import found_configs
     from autoslim.report.spectrum import draw_spectrum, read_spectrum
 
     uniform, paths, found, compared = [], [], [], {}
@@ -142,7 +132,7 @@ def _spectrum(searches: list[Path], retrained: list[dict], out: Path) -> None:
         more_uniform, path = read_spectrum(search / "spectrum.csv")
         uniform += more_uniform
         paths.append(path)
-        for config in _found(search):
+        for config in found_configs(search):
             order = _order(config)
             emitted = found if order == "greedy" else compared.setdefault(order, [])
             emitted.append((config.cost["macs"], 1 - config.estimate["error"]))

@@ -44,6 +44,8 @@ def rank(
     from autoslim.report.rank import describe_rank, draw_rank, rank_rows, rank_table
 
     given = [Path(name.strip()) for name in configs.split(",")] if configs else []
+    if given and (drawn := options.given("configurations", "draw_seed", "tolerance")):
+        raise click.UsageError(f"{drawn[0]} is for configurations that are drawn, and --configs names them; leave it out")
     recipe = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule}
     measured = rank_study(
         run, out, targets=targets, configurations=configurations, draw_seed=draw_seed, tolerance=tolerance, given=given, seeds=seeds,
@@ -119,18 +121,21 @@ def _drawn(net, space, targets, count: int, seed: int, tolerance: float) -> dict
 
 
 def _given(paths: list[Path], net, space) -> dict:
-    from autoslim.channels.config import ChannelConfig
+    from autoslim.channels.config import ChannelConfig, origin
     from autoslim.cost.table import CostTable
 
     table, found = CostTable(net), {}
+    stems = [path.stem for path in paths]
     for path in paths:
         config = ChannelConfig.load(path)
         config.check(net.groups, str(path))
         config.check(net.groups, str(path), table.cost(config).to_json())
-        if path.stem in found:
+        # What several searches found for a target has one name, in folders of their own.
+        name = path.stem if stems.count(path.stem) == 1 else f"{path.resolve().parent.name}-{path.stem}"
+        if name in found:
             raise ConfigError(f"{path}: two configurations are named {path.stem}; rename one, or leave it out")
         # Of one target, so that they are compared with each other.
-        found[path.stem] = _about(config, config.provenance.get("kind", "given"), None, table, space)
+        found[name] = _about(config, origin(config.provenance), None, table, space)
     return found
 
 

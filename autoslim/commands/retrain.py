@@ -104,7 +104,7 @@ def retrain_run(
     """Retrain in a run folder; returns what result.json holds."""
     from dataclasses import replace
 
-    from autoslim.channels.config import ChannelConfig
+    from autoslim.channels.config import ChannelConfig, origin
     from autoslim.commands import runs
     from autoslim.errors import DataError
     from autoslim.files import probe_writable, read_json, write_json
@@ -136,7 +136,7 @@ def retrain_run(
     train_network(network, batches, folder=out, seed=seed, progress=not quiet, recipe=Recipe.of(recipe))
     result = {
         "kind": "retrained accuracy",
-        "configuration": config.provenance.get("kind", "given"),
+        "configuration": origin(config.provenance),
         "test": evaluate(network, images.scoring(images.test)).to_json(),
         "cost": cost.to_json(),
         "seed": seed,

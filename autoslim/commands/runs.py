@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from autoslim import __version__
+from autoslim.channels.config import FORMAT as CHANNELS_FORMAT
 from autoslim.channels.config import ChannelConfig
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
 from autoslim.errors import ConfigError, DataError, RunError
@@ -127,7 +128,7 @@ def held_out_images(run: Path, settings: dict, input_shape, device: torch.device
 
     Raises:
         RunError: nothing was held out, or the images have changed since.
-        DataError: they cannot be read.
+        DataError: they cannot be read, or have other classes.
     """
     if settings["held_out"] is None:
         raise RunError(
@@ -143,6 +144,7 @@ def held_out_images(run: Path, settings: dict, input_shape, device: torch.device
             f"{settings['data']!r} has {images.counts()} images, the supernet was trained when it had {settings['images']}: the "
             "held-out images would not be the same; restore the data, or train again"
         )
+    check_same_classes(settings, images, data)
     return images
 
 
@@ -198,9 +200,11 @@ def check_run(folder: Path, kind: str, *, partly: bool = True, **settings) -> No
         return
     before = read_json(path, RunError)
     wanted = {"format": FORMAT, "kind": kind, **settings}
-    changed = _differences(before if isinstance(before, dict) else {}, wanted, partly)
+    before = before if isinstance(before, dict) else {}
+    changed, before_kind = _differences(before, wanted, partly), before.get("kind")
     if changed:
-        raise RunError(f"{folder} holds another run ({'; '.join(changed[:5])}); pass another --out or remove it")
+        remove = " or remove it" if kind == before_kind else ""
+        raise RunError(f"{folder} holds another run ({'; '.join(changed[:5])}); pass another --out{remove}")
 
 
 def _differences(before: dict, now: dict, partly: bool, prefix: str = "") -> list[str]:
@@ -244,6 +248,20 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
         verb = {"supernet": "train", "switches": "train --system s-net", "network": "retrain"}[kind]
         raise RunError(f"{folder} holds a {document.get('kind')}, not a {kind}; pass a folder written by `autoslim {verb}`")
     return document
+
+
+def found_configs(search: Path) -> list[ChannelConfig]:
+    """Return what was found in a search folder, the most expensive first; uniform ones and other JSON files are passed over.
+
+    Raises:
+        RunError: a file cannot be read.
+        ConfigError: a configuration is damaged.
+    """
+    documents = {path: read_json(path, RunError) for path in sorted(search.glob("*.json"))}
+    ours = [path for path, each in documents.items() if isinstance(each, dict) and each.get("format") == CHANNELS_FORMAT]
+    configs = [ChannelConfig.load(path) for path in ours]
+    searched = [config for config in configs if config.provenance.get("kind") == "searched"]
+    return sorted(searched, key=lambda config: -config.cost["macs"])
 
 
 def space_to_json(space: Space) -> dict:

@@ -38,7 +38,10 @@ def _check_terms(targets: Mapping, latency_table: Path | None, latency_device: s
             raise click.UsageError(
                 f"{given[0]} is for {' or '.join(f'--{kind}-target' for kind in kinds)}; add one, or leave it out"
             )
-    options.check_threads(latency_device)
+    if "latency" in targets and not latency_table:
+        from autoslim.commands.runs import choose_device
+
+        options.check_threads(str(choose_device("auto")) if latency_device == "auto" else latency_device)
     if latency_table and (given := options.given("batch", "latency_device", "threads")):
         raise click.UsageError(f"{given[0]} is that of --latency-table {latency_table}; leave one of the two out")
 
@@ -46,7 +49,7 @@ def _check_terms(targets: Mapping, latency_table: Path | None, latency_device: s
 def _check_order(order: str, targets: Mapping) -> None:
     """Refuse options that an order of search does not take."""
     greedy = ["effort", "precision", "pick", "swaps"]
-    drawn = ["evaluations", "tolerance"]
+    drawn = ["evaluations", "tolerance", "draw_seed"]
     refused = {"greedy": drawn, "uniform": [*greedy, *drawn]}.get(order, greedy)
     if given := options.given(*refused):
         raise click.UsageError(f"--order {order} does not take {given[0]}")
@@ -75,13 +78,15 @@ def _check_order(order: str, targets: Mapping) -> None:
 )  # fmt: skip
 @click.option(
     "--order", type=click.Choice(ORDERS), default="greedy", show_default=True,
-    help="greedy; or, for comparison, to --flops-target: the largest uniform, the best of random ones, evolution.",
+    help="greedy; or, for comparison, to --flops-target: the largest uniform, the best of random ones, evolution, whose first 32 "
+    "are random.",
 )  # fmt: skip
 @click.option(
     "--evaluations", default=100, show_default=True, type=click.IntRange(2),
     help="A target, of random and evolution; as many or more in a folder that holds such a search.",
 )  # fmt: skip
 @options.tolerance_option
+@click.option("--draw-seed", type=int, help="Seed of random and evolution.  [default: that of the training]")
 @click.option(
     "--swaps", default=0, show_default=True, type=click.IntRange(0),
     help="Then widen a group again where narrowing another pays for it, so many times at most; each try evaluates two whole "
@@ -108,7 +113,7 @@ def _check_order(order: str, targets: Mapping) -> None:
     help="Memory of each process for what candidates share and what is kept from step to step; with less, or where a GPU runs "
     "out of memory, more is computed again. The images come on top, a byte for every channel of every pixel; on a CPU up to 1GB "
     "is taken whatever is given.  [default: half of what is free on its GPU, or of the memory of its machine or container, 4GB at "
-    "most; shared by the processes there]",
+    "most; shared by the processes there; where a search goes on, what each process had when it began]",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
@@ -192,13 +197,13 @@ def search_run(
 
 def _search(
     run: Path, targets: Mapping, out: Path, order: str, supernet: tuple, ranks, device: str, *, evaluations=100, tolerance=1.0,
-    score=None, pick=None, effort="fast", precision="fp32", swaps=0, memory_budget=None, **terms,
+    draw_seed=None, score=None, pick=None, effort="fast", precision="fp32", swaps=0, memory_budget=None, **terms,
 ) -> tuple[list | None, list[str]]:  # fmt: skip
     from dataclasses import replace
 
     from autoslim.commands import runs
-    from autoslim.commands.budgets import open_budgets
-    from autoslim.commands.uniform import Uniforms, uniform_sweep
+    from autoslim.commands.budgets import open_budgets, read_terms
+    from autoslim.commands.uniform import NOT_OF_FAMILY, Uniforms, uniform_sweep
     from autoslim.cost.amounts import KINDS
     from autoslim.files import digest
     from autoslim.report.tables import write_spectrum
@@ -219,16 +224,19 @@ def _search(
         "images": len(images.search),
     }
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}, "order": order}
+    stated = read_terms(targets, **terms)
     if order == "greedy":
-        rules |= {"effort": effort, "precision": precision, "budgets": {"kinds": [kind for kind in KINDS if kind in targets]}}
+        asked = {"kinds": [kind for kind in KINDS if kind in targets], **stated.to_json()}
+        rules |= {"effort": effort, "precision": precision, "budgets": asked}
         if effort == "fast":
             rules |= {"race": RACE, "stale": STALE, "at_once": AT_ONCE[rules["score"]]}
     runs.check_run(out, "search", **about, search=rules)  # before latencies are measured for an hour
-    budgets = open_budgets(net, space, run, targets, first=ranks.rank == 0, wait=ranks.wait, **terms)
+    budgets = open_budgets(net, space, run, stated, first=ranks.rank == 0, wait=ranks.wait)
     wanted = budgets.check(targets)
     draws = {}
     if order not in ("greedy", "uniform"):
-        draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "seed": settings["seed"]}
+        draw_seed = settings["seed"] if draw_seed is None else draw_seed
+        draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "draw_seed": draw_seed}
     _check_found(out, wanted, {"swaps": swaps, **draws})
     evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
     if order == "greedy":
@@ -242,7 +250,8 @@ def _search(
         runs.write_run(out, "search", {"memory_budget": budget}, **about, search=rules)
     provenance = {**about, "search": rules, "versions": runs.versions(), "retrain": space.retrain, **draws}
     if space.width_argument and space.full_width >= 1:
-        provenance["default_channels"] = family.width_config(space, net, 1.0).widths
+        with contextlib.suppress(*NOT_OF_FAMILY):  # it is there for a picture
+            provenance["default_channels"] = family.width_config(space, net, 1.0).widths
 
     def finish(config: ChannelConfig, estimate: dict, target, **extra) -> ChannelConfig:
         costs = budgets.costs(config)
@@ -251,33 +260,35 @@ def _search(
         config = replace(family.with_model(config, space), cost=budgets.table.cost(config).to_json(), estimate=estimate)
         return replace(config, provenance={**provenance, **extra})
 
-    found, notes, reached = [], [], []
+    found, notes = [], []
     uniforms = Uniforms(space, net, budgets.table) if order == "greedy" else None
-    for point in points:
-        if swaps:
-            again = {"budgets": budgets, "evaluator": evaluator, "score": rules["score"], "rounds": swaps}
-            point = swap(net, point, trace=OrderTrace(out / f"swaps-{point.target.label}.csv"), **again)
-        pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
-        reached.append((point.cost.macs, point.score))
-        if uniforms:
-            equal, usual = uniforms.nearest(point.cost.macs)
-            if not usual:
-                notes.append(f"uniform-{point.target.label}: one ratio for all groups, to whole channels, to cost about as much")
-            pair.append(("uniform-", finish(equal, evaluator.score(equal).estimate(), point.target, kind="uniform")))
-        if swaps and "swaps" not in point.config.estimate:
-            notes.append(f"{point.target.label}: no swap helped")
-        for prefix, each in pair:
-            path = out / f"{prefix}{point.target.label}.json"
-            ranks.wait()  # nothing else runs while a network is timed
-            if ranks.rank == 0:
-                each, note = _save(each, path, budgets, point.target, prefix)
-                notes += note
-            ranks.wait()
-            found.append((path, each))
+    with contextlib.closing(points):  # and its progress bar, before anything else is said
+        for point in points:
+            if swaps:
+                again = {"evaluator": evaluator, "score": rules["score"], "rounds": swaps, "progress": ranks.rank == 0}
+                point = swap(net, point, budgets=budgets, trace=OrderTrace(out / f"swaps-{point.target.label}.csv"), **again)
+            pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
+            if uniforms:
+                equal, usual = uniforms.nearest(point.cost.macs)
+                if not usual:
+                    notes.append(
+                        f"uniform-{point.target.label}: one ratio for all groups, to whole channels, to cost about as much"
+                    )
+                pair.append(("uniform-", finish(equal, evaluator.score(equal).estimate(), point.target, kind="uniform")))
+            if swaps and "swaps" not in point.config.estimate:
+                notes.append(f"{point.target.label}: no swap helped")
+            for prefix, each in pair:
+                path = out / f"{prefix}{point.target.label}.json"
+                ranks.wait()  # nothing else runs while a network is timed
+                if ranks.rank == 0:
+                    each, note = _save(each, path, budgets, point.target, prefix)
+                    notes += note
+                ranks.wait()
+                found.append((path, each))
     uniform, walked = [], []
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
-        walked = _path(trace, reached, effort == "exact" and precision == "fp32")
+        walked = _path(trace, out, effort == "exact" and precision == "fp32")
     if ranks.rank == 0:
         write_spectrum(out / "spectrum.csv", uniform, walked)
     return (found, notes) if ranks.rank == 0 else (None, [])
@@ -318,7 +329,8 @@ def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path,
     from autoslim.search.trace import SearchTrace
 
     first = ranks.rank == 0
-    common = {"score": rules["score"], "evaluator": evaluator, "progress": first, **draws}
+    common = {"score": rules["score"], "evaluator": evaluator, "progress": first}
+    common |= {name.removeprefix("draw_"): value for name, value in draws.items()}
     if order == "greedy":
         trace = SearchTrace(out / "trace.csv")
         common |= {"budgets": budgets, "pick": rules["pick"], "effort": rules["effort"]}
@@ -366,9 +378,13 @@ def _remeasured(path: Path, prefix: str, found) -> str:
     return text if prefix else f"{text}; {found.target_ms:.3g} ms {'holds' if found.holds else 'is missed'}"
 
 
-def _path(trace, reached: list, whole: bool) -> list:
+def _path(trace, out: Path, whole: bool) -> list:
     """Return multiply-adds and scores along the way down; of what was found only, unless all were scored as those are."""
+    from autoslim.commands.runs import found_configs
     from autoslim.search.evaluate import Score
 
     taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
-    return taken if whole else [taken[0], *(row for row in reached if row[0] != taken[0][0])]
+    if whole:
+        return taken
+    found = [(c.cost["macs"], Score(*(c.estimate[key] for key in ("error", "loss", "images")))) for c in found_configs(out)]
+    return [taken[0], *(row for row in found if row[0] != taken[0][0])]

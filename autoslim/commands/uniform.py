@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from autoslim.slimmable.supernet import Supernet
     from autoslim.spaces import Space
 
+# A width at which layers fall together that are apart in the supernet, or that the factory does not build.
+NOT_OF_FAMILY = (RunError, ModelError, ConfigError)
 _NEAR = 0.05  # a network of as many multiply-adds has so many more or less at most, as a part of them
 
 
@@ -61,8 +63,7 @@ def _family(space: Space, net: Supernet) -> list[ChannelConfig]:
     """Return the networks of a family with a width multiplier, from a twentieth of the supernet's width on."""
     found = []
     for step in range(5, 101) if space.width_argument else ():
-        # A width at which layers fall together that are apart in the supernet, or that the factory does not build.
-        with contextlib.suppress(RunError, ModelError, ConfigError):
+        with contextlib.suppress(*NOT_OF_FAMILY):
             found.append(_own(space, net, space.full_width * step / 100))
     return _unique(config for config in found if not config.faults(net.groups) and _trained(net.grid, config))
 

@@ -146,7 +146,8 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
                 recorded=recorded,
             )
             while remaining and remaining[0].met(costs):
-                yield _point(net, budgets, evaluator, remaining.pop(0), widths, current, effort)
+                with shown.away():  # what is done with a point is no part of the descent
+                    yield _point(net, budgets, evaluator, remaining.pop(0), widths, current, effort)
             if not remaining:
                 return
             number = current.step + 1

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,19 +264,26 @@ class _Search:
 
     def run(self, order: Callable[[float, Callable], None], evaluations: int) -> Iterator[SearchPoint]:
         """Yield the best that `order(target, judge)` has judged; a configuration is judged once a target."""
-        net = self._net
-        for target in self.targets:
+        net, started = self._net, time.monotonic()
+        for index, target in enumerate(self.targets):
             found: dict[Widths, tuple[tuple, Score]] = {}
             bar = tqdm(total=evaluations, desc=f"searching {self.targets[target].label}", unit="net", disable=not self._progress)
 
-            def judge(widths: Widths, target=target, found=found, bar=bar) -> tuple:
+            def judge(widths: Widths, target=target, found=found, bar=bar, index=index) -> tuple:
                 """Return what configurations are ordered by: the score, then the cost, then who came first."""
                 macs = self.macs(widths)
                 evaluate = lambda: ask(self._evaluator, net.make_config(widths))  # noqa: E731
                 score = self._trace.score(target, len(found), widths, macs, evaluate)
                 key = (score.rank(self._score), macs, len(found))
                 found[widths] = key, score
-                bar.set_postfix_str(f"best {self._score} {min(key[0] for key, _ in found.values()):.4f}")
+                best, cost, _ = min(key for key, _ in found.values())
+                done = index * evaluations + len(found)  # all targets take as many
+                later = [
+                    f"{other.label} in {tqdm.format_interval((time.monotonic() - started) * (number * evaluations / done - 1))}"
+                    for number, other in enumerate(self.targets.values(), 1)
+                    if number > index + 1
+                ]
+                bar.set_postfix_str(", ".join([f"best {self._score} {best:.4f}, {cost / 1e6:.3g}M MACs", *later]))
                 bar.update()
                 return key
 

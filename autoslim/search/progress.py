@@ -1,7 +1,8 @@
 """What a search shows while it runs."""
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from tqdm import tqdm
 
@@ -44,6 +45,13 @@ class Progress:
                 left.append(f"{target.label} in {tqdm.format_interval(elapsed * (1 - done) / (done - before))}")
         self._bar.update(100 * self._way(self._targets[-1], costs) - self._bar.n)
         self._bar.set_postfix_str(", ".join([text, *left]))
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Leave out of the time left what passes in a `with` block."""
+        started = time.monotonic()
+        yield
+        self._started += time.monotonic() - started
 
     def _way(self, target: Target, costs: Mapping[str, float]) -> float:
         """Return which part of the way from the full network to a target is done, in the kind that is least far."""

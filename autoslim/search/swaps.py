@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from tqdm import tqdm
+
 from autoslim.cost.budgets import Budgets
 from autoslim.search.evaluate import Score, ask
 from autoslim.search.greedy import SearchPoint
@@ -13,7 +15,7 @@ _TRIES = 4  # moves that are evaluated a round, of those that promise most
 
 def swap(
     net: Supernet, point: SearchPoint, *, budgets: Budgets, evaluator, score: str = "error", rounds: int = 5,
-    trace: OrderTrace | None = None,
+    trace: OrderTrace | None = None, progress: bool = False,
 ) -> SearchPoint:  # fmt: skip
     """Improve a found configuration within its target, a swap a round; returns it as it was where none helps.
 
@@ -26,6 +28,7 @@ def swap(
         budgets, evaluator, score: those of the search; the evaluator's `score(config) -> Score` is all that is used.
         rounds: at most.
         trace: keeps what was evaluated for this target; what it holds is not evaluated again.
+        progress: draw a progress bar on stderr, which ends early where no swap helps any more.
     """
     trace = OrderTrace() if trace is None else trace
     wanted = float(next(iter(point.target.amounts.values())))
@@ -37,6 +40,7 @@ def swap(
             config = net.make_config(widths)
             macs = budgets.table.cost(config).macs
             found[widths] = trace.score(wanted, len(found), widths, macs, lambda: ask(evaluator, config))
+            bar.update()
         return found[widths].rank(score)
 
     def met(widths: tuple[int, ...]) -> bool:
@@ -45,23 +49,26 @@ def swap(
     widths = tuple(point.config.widths[name] for name in names)
     found[widths] = trace.score(wanted, 0, widths, point.cost.macs, lambda: point.score)
     swaps = 0
-    while swaps < rounds:
-        now = judge(widths)
-        wider, narrower = ({}, {})
-        for i, row in enumerate(net.widths):
-            place = row.choices.index(widths[i])
-            for moved, to in ((wider, place + 1), (narrower, place - 1)):
-                if 0 <= to < len(row.choices):
-                    changed = (*widths[:i], row.choices[to], *widths[i + 1 :])
-                    moved[i] = changed, judge(changed) - now
-        moves = [(gain, changed) for changed, gain in wider.values()]
-        for i, (up, gain) in wider.items():
-            moves += [(gain + cost, (*up[:j], down[j], *up[j + 1 :])) for j, (down, cost) in narrower.items() if j != i]
-        moves = sorted(move for move in moves if move[0] < 0 and met(move[1]))[:_TRIES]
-        best = min((changed for _, changed in moves), key=judge, default=widths)
-        if not judge(best) < now:
-            break
-        widths, swaps = best, swaps + 1
+    most = rounds * (2 * len(names) + _TRIES)
+    with tqdm(total=most, desc=f"swaps {point.target.label}", unit="net", disable=not progress, leave=False) as bar:
+        while swaps < rounds:
+            bar.set_postfix_str(f"round {swaps + 1} of {rounds}, {score} {found[widths].rank(score):.4f}")
+            now = judge(widths)
+            wider, narrower = ({}, {})
+            for i, row in enumerate(net.widths):
+                place = row.choices.index(widths[i])
+                for moved, to in ((wider, place + 1), (narrower, place - 1)):
+                    if 0 <= to < len(row.choices):
+                        changed = (*widths[:i], row.choices[to], *widths[i + 1 :])
+                        moved[i] = changed, judge(changed) - now
+            moves = [(gain, changed) for changed, gain in wider.values()]
+            for i, (up, gain) in wider.items():
+                moves += [(gain + cost, (*up[:j], down[j], *up[j + 1 :])) for j, (down, cost) in narrower.items() if j != i]
+            moves = sorted(move for move in moves if move[0] < 0 and met(move[1]))[:_TRIES]
+            best = min((changed for _, changed in moves), key=judge, default=widths)
+            if not judge(best) < now:
+                break
+            widths, swaps = best, swaps + 1
     trace.pick(wanted, list(found).index(widths))
     if not swaps:
         return point

@@ -1,0 +1,188 @@
+"""What a search leaves behind, and what other verbs make of it."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+import autoslim
+from autoslim.channels.config import origin
+from autoslim.commands import plot as plotting
+from autoslim.cost.budgets import Budgets
+from autoslim.errors import ModelError
+from autoslim.search import progress
+from autoslim.search.progress import Progress
+from autoslim.slimmable import family
+from cli import printed, refused, run
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "supernet"
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 2, "--out", folder, "--device", "cpu") == 0
+    return folder
+
+
+def search(supernet, out, *options):
+    assert run("search", supernet, "--device", "cpu", "--out", out, *options) == 0
+    return out
+
+
+def changed(supernet, folder, **settings):
+    """Copy a run with other settings."""
+    shutil.copytree(supernet, folder, ignore=lambda *_: {"search"})
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("provenance", "words"),
+    [
+        ({}, "given"),
+        ({"kind": "published"}, "published"),
+        ({"kind": "searched"}, "searched"),
+        ({"kind": "searched", "search": {"order": "greedy"}}, "searched"),
+        ({"kind": "uniform", "search": {"order": "greedy"}}, "uniform"),
+        ({"kind": "searched", "search": {"order": "uniform"}}, "uniform"),
+        ({"kind": "searched", "search": {"order": "evolution"}}, "order evolution"),
+    ],
+)
+def test_what_found_a_configuration(provenance, words):
+    assert origin(provenance) == words
+
+
+def test_retrained_networks_are_drawn_as_what_found_them(supernet, tmp_path, monkeypatch, capsys):
+    runs = []
+    for order in ("greedy", "uniform", "random"):
+        options = ("--evaluations", 3) if order == "random" else ()
+        out = search(supernet, tmp_path / order, "--flops-target", "60%", "--order", order, *options)
+        runs.append(tmp_path / f"retrained-{order}")
+        told = printed(capsys, "retrain", out / "642.2k.json", "--data", "digits", "--epochs", 1, "--out", runs[-1])
+        assert told["configuration"] == {"greedy": "searched", "uniform": "uniform", "random": "order random"}[order]
+    path = runs[-1] / "result.json"
+    path.write_text(path.read_text().replace("order random", "searched"))  # as it was written once
+    drawn = []
+    monkeypatch.setattr("autoslim.report.spectrum.draw_spectrum", lambda out, **given: drawn.extend(given["retrained"]))
+    plotting.plot_runs(runs, tmp_path / "picture.png")
+    assert [network["configuration"] for network in drawn] == ["searched", "uniform", "order random"]
+
+
+def test_labels_in_another_order_are_refused(supernet, tmp_path, capsys):
+    classes = json.loads((supernet / "config.json").read_text())["classes"]
+    other = changed(supernet, tmp_path / "other", classes=[*classes[1:], classes[0]])
+    for verb in (
+        ("search", other, "--flops-target", "60%"),
+        ("evaluate", other),
+        ("study", "widths", other, "--out", tmp_path / "out"),
+    ):
+        assert "pass data with the same class names" in refused(capsys, *verb)
+    assert not (other / "search").exists()
+
+
+def test_images_that_were_trained_on_are_not_taken_for_held_out_ones(supernet, tmp_path, capsys):
+    counts = json.loads((supernet / "config.json").read_text())["images"]
+    other = changed(supernet, tmp_path / "other", images={**counts, "train": counts["train"] - 1})
+    for verb in (("evaluate", other), ("study", "widths", other, "--out", tmp_path / "out")):
+        assert "the held-out images would not be the same" in refused(capsys, *verb)
+    assert run("evaluate", other, "--data", "digits") == 0  # images that are named are taken as they are
+
+
+def test_a_configuration_outside_the_run_is_scored_by_its_supernet(supernet, tmp_path, capsys):
+    out = search(supernet, tmp_path / "out", "--flops-target", "60%", "--effort", "exact")
+    path = out / "642.2k.json"
+    assert "name the run that it was found in with --supernet RUN" in refused(capsys, "evaluate", path)
+    found = printed(capsys, "evaluate", path, "--supernet", supernet)
+    config = autoslim.ChannelConfig.load(path)
+    assert found["kind"] == "supernet estimate" and found["macs"] == config.cost["macs"]
+    assert (found["error"], found["loss"]) == pytest.approx((config.estimate["error"], config.estimate["loss"]), rel=1e-6)
+    assert "does not exist" in refused(capsys, "evaluate", out / "no.json", "--supernet", supernet)
+    assert "--supernet" in refused(capsys, "evaluate", supernet, "--supernet", supernet)
+    assert "is not a run" in refused(capsys, "evaluate", path, "--supernet", out.parent)
+    assert "holds a search, not a supernet" in refused(capsys, "evaluate", path, "--supernet", out)
+
+
+def test_the_spectrum_keeps_what_was_found_before(supernet, tmp_path):
+    def path_of(*targets):
+        out = search(supernet, tmp_path / "out", *(word for target in targets for word in ("--flops-target", target)))
+        rows = csv.DictReader((out / "spectrum.csv").read_text().splitlines())
+        return [float(row["macs"]) for row in rows if row["series"] == "greedy"]
+
+    first = path_of("60%")
+    both = path_of("40%")
+    assert len(first) == 2 and both[:2] == first and len(both) == 3
+    assert path_of("60%", "40%") == both
+
+
+def test_configurations_are_drawn_by_the_seed_that_is_given(supernet, tmp_path, capsys):
+    base = ("--flops-target", "60%", "--order", "random", "--evaluations", 3)
+    traces = [
+        (search(supernet, tmp_path / str(seed), *base, *options) / "trace.csv").read_text()
+        for seed, options in enumerate([(), ("--draw-seed", 0), ("--draw-seed", 7)])
+    ]
+    assert traces[0] == traces[1] != traces[2]
+    provenance = autoslim.ChannelConfig.load(tmp_path / "2" / "642.2k.json").provenance
+    assert (provenance["draw_seed"], provenance["seed"]) == (7, 0)
+    told = refused(capsys, "search", supernet, "--out", tmp_path / "2", "--device", "cpu", *base, "--draw-seed", 8)
+    assert "was written by another search" in told
+    told = refused(capsys, "search", supernet, "--flops-target", "60%", "--draw-seed", 8, code=2)
+    assert "--order greedy does not take --draw-seed" in told
+
+
+def test_a_family_without_a_default_network_is_searched_all_the_same(supernet, tmp_path, monkeypatch):
+    width_config = family.width_config
+
+    def without(space, net, width):
+        if width == 1.0:
+            raise ModelError("the factory builds no such width")
+        return width_config(space, net, width)
+
+    monkeypatch.setattr(family, "width_config", without)
+    out = search(supernet, tmp_path / "out", "--flops-target", "60%")
+    assert "default_channels" not in autoslim.ChannelConfig.load(out / "642.2k.json").provenance
+    assert run("plot", out, "--what", "channels", "--out", tmp_path / "channels.png") == 0
+
+
+@pytest.mark.parametrize("where", ["autoslim.search.swaps.swap", "autoslim.commands.search._save"])
+def test_what_is_said_at_an_interruption_has_a_line_of_its_own(supernet, tmp_path, monkeypatch, capsys, where):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    told = refused(capsys, "search", supernet, "--flops-target", "60%", "--swaps", 1, "--out", tmp_path / "out")
+    assert told == "autoslim: interrupted; what was finished is kept: run the same command again to go on from there"
+
+
+def test_other_orders_show_the_time_left_to_every_target(supernet, tmp_path, capsys):
+    targets = ("--flops-target", "60%", "--flops-target", "40%")
+    search(supernet, tmp_path / "out", *targets, "--order", "random", "--evaluations", 3)
+    shown = capsys.readouterr().err
+    assert "searching 642.2k" in shown and "searching 428.1k" in shown
+    assert "MACs, 428.1k in " in shown and "best loss " in shown
+
+
+def test_swaps_are_shown(supernet, tmp_path, capsys):
+    search(supernet, tmp_path / "out", "--flops-target", "60%", "--swaps", 2)
+    shown = capsys.readouterr().err
+    assert "swaps 642.2k" in shown and "round 1 of 2, loss" in shown
+
+
+def test_what_is_done_with_a_found_network_is_no_part_of_the_time_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    net = autoslim.build_supernet(autoslim.load_space("digits_cnn"))
+    budgets = Budgets(net, ["macs"])
+    full = budgets.full["macs"]
+    with Progress(budgets.full, budgets.check({"macs": ["50%"]}), shown=True) as shown:
+        now[0] = 10.0
+        with shown.away():
+            now[0] = 1000.0
+        now[0] = 1010.0
+        shown.update({"macs": 0.75 * full}, "half way")
+    assert "half way, 535.2k in 00:20" in capsys.readouterr().err
+
+
+def test_a_search_into_its_own_run_is_not_told_to_remove_it(supernet, capsys):
+    told = refused(capsys, "search", supernet, "--flops-target", "60%", "--out", supernet)
+    assert "pass another --out" in told and "remove" not in told
