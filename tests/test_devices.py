@@ -12,8 +12,8 @@ from tricky import randomized
 
 import autoslim
 from autoslim import allocator
-from autoslim.cost.latency import Setup, remeasure
-from autoslim.cost.latency_table import open_table
+from autoslim.cost.latency import LatencySetup, remeasure
+from autoslim.cost.latency_table import open_latency_table
 from autoslim.search import engine, ranks
 from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
@@ -127,7 +127,7 @@ def test_only_weights_of_images_are_laid_out_channels_last(kind):
 @devices
 def test_latencies_are_measured_where_they_are_asked_for(device):
     net = autoslim.Supernet(tricky.Residual(), torch.randn(1, 3, 8, 8), divisor=4, steps=4)
-    table = open_table(net, torch.zeros(1, 3, 8, 8), setup=Setup(device=device), rounds=1)
+    table = open_latency_table(net, torch.zeros(1, 3, 8, 8), setup=LatencySetup(device=device), rounds=1)
     assert 0 < table.full.median_ms < 1000 and table.milliseconds(net.narrowest().widths) > 0
     assert (table.least_ms > 1e-6) == (device == "cuda")  # what is launched takes its time, however narrow it is
     assert remeasure(autoslim.materialize(net), torch.zeros(1, 3, 8, 8), target_ms=1000, setup=table.setup, rounds=1).holds
@@ -139,7 +139,7 @@ def test_the_verbs_measure_where_they_are_asked_to(device, tmp_path, capsys):
     assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", folder, "--device", "cpu") == 0
     options = ("--device", device, "--batch", 4, "--points", 2, "--check", 4, "--out", path)
     found = printed(capsys, "latency-table", folder, *options)
-    assert found["check"]["configurations"] == 4 and found["device"] == Setup(device=device).device_name
+    assert found["check"]["configurations"] == 4 and found["device"] == LatencySetup(device=device).device_name
     wanted = ("--latency-target", "100%", "--latency-table", path)
     for where in {"cpu", device}:  # the search may run elsewhere
         out = tmp_path / f"found-{where}"

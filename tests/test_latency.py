@@ -16,9 +16,18 @@ import autoslim
 from autoslim import files
 from autoslim.channels.trace import as_inputs
 from autoslim.cost import latency, latency_records, latency_table
-from autoslim.cost.latency import Latency, Setup, measure, measure_latency, remeasure, time_calls, using_threads, width_message
+from autoslim.cost.latency import (
+    Latency,
+    LatencySetup,
+    measure,
+    measure_latency,
+    remeasure,
+    time_calls,
+    using_threads,
+    width_message,
+)
 from autoslim.cost.latency_parts import Parts
-from autoslim.cost.latency_table import fitted_line, open_table
+from autoslim.cost.latency_table import fitted_line, open_latency_table
 from autoslim.errors import ConfigError, ModelError, RunError
 from autoslim.slimmable import family
 from cli import printed, refused, run
@@ -97,7 +106,7 @@ def weights(net, config):
 
 def test_the_sum_of_the_parts_is_the_network():
     net, fake = supernet(), Fake()
-    table = open_table(net, EXAMPLE, measure=fake)
+    table = open_latency_table(net, EXAMPLE, measure=fake)
     for stem, inner in itertools.product(net.choices["stem"], net.choices["conv1.0"]):
         config = net.make_config([stem, inner])
         assert table.sum_of_parts(config) == pytest.approx(weights(net, config))
@@ -109,7 +118,7 @@ def test_the_sum_of_the_parts_is_the_network():
 
 def test_the_sum_is_fitted_to_whole_networks_and_checked_on_others():
     net, fake = supernet(divisor=4), Fake(scale=0.5, constant=3.0)
-    table = open_table(net, EXAMPLE, measure=fake, rounds=1)
+    table = open_latency_table(net, EXAMPLE, measure=fake, rounds=1)
     assert table.factor == pytest.approx(0.5) and table.constant_ms == pytest.approx(3.0)
     fitted = set(fake.networks)
     found = table.check(20)
@@ -139,17 +148,17 @@ def test_a_disturbed_while_does_not_move_the_fit():
         calls.append(network)
         return Latency((3 if len(calls) in slow else 1) * Fake().weights(network), 0.0, 10.0, 7, "fake")
 
-    open_table(net, EXAMPLE, measure=disturbed)
+    open_latency_table(net, EXAMPLE, measure=disturbed)
     for start in range(7, len(calls), len(calls) // 6):  # the widest and the narrowest network come first
         calls.clear()
         slow = range(start, start + 40)
-        table = open_table(net, EXAMPLE, measure=disturbed)
+        table = open_latency_table(net, EXAMPLE, measure=disturbed)
         assert (table.factor, table.constant_ms) == pytest.approx((1, 0), abs=1e-6)
 
 
 def test_no_prediction_is_below_what_launching_takes():
     net = supernet(divisor=4)
-    table = open_table(net, EXAMPLE, measure=Fake(), rounds=1)
+    table = open_latency_table(net, EXAMPLE, measure=Fake(), rounds=1)
     table.least_ms = (weights(net, net.full()) + weights(net, net.narrowest())) / 2
     assert table.milliseconds(net.narrowest()) == table.least_ms
     assert table.milliseconds(net.full()) == pytest.approx(weights(net, net.full()))
@@ -166,7 +175,7 @@ def test_equal_parts_are_measured_once_a_round():
             super().__init__(nn.Conv2d(1, 16, 3, padding=1), *layers, nn.Flatten(), nn.Linear(1024, 5))
 
     net, fake = supernet(Repeats), Fake()
-    table = open_table(net, EXAMPLE, measure=fake, rounds=2)
+    table = open_latency_table(net, EXAMPLE, measure=fake, rounds=2)
     choices = len(net.choices["0"])
     # The pairs of a repeated layer, the stem, the last block (which is flattened), and the head.
     assert table.points == choices**2 + choices + choices**2 + choices
@@ -187,7 +196,7 @@ def test_parts_follow_layers_and_what_belongs_to_them():
 
 def test_two_widths_of_a_layer_are_measured_at_least():
     with pytest.raises(ConfigError, match="points is 1"):
-        open_table(supernet(), EXAMPLE, measure=Fake(), points=1)
+        open_latency_table(supernet(), EXAMPLE, measure=Fake(), points=1)
 
 
 def test_the_spread_of_few_repeats_lies_within_them():
@@ -197,8 +206,8 @@ def test_the_spread_of_few_repeats_lies_within_them():
 
 def test_between_measured_widths_the_table_is_bilinear():
     net = supernet()
-    all_pairs = open_table(net, EXAMPLE, measure=Fake(), rounds=1)
-    ends = open_table(net, EXAMPLE, measure=Fake(), rounds=1, points=2)
+    all_pairs = open_latency_table(net, EXAMPLE, measure=Fake(), rounds=1)
+    ends = open_latency_table(net, EXAMPLE, measure=Fake(), rounds=1, points=2)
     assert ends.points < all_pairs.points / 3
     # The weights of a layer are a product of its widths (but for the depthwise one, linear), which is what bilinear means.
     for config in (net.make_config([24, 16]), net.full(), net.narrowest(), net.make_config([16, 40])):
@@ -207,7 +216,7 @@ def test_between_measured_widths_the_table_is_bilinear():
 
 def test_many_widths_that_meet_are_measured_by_their_sum():
     net = supernet(Dense)
-    table = open_table(net, EXAMPLE, measure=Fake(), rounds=1)
+    table = open_latency_table(net, EXAMPLE, measure=Fake(), rounds=1)
     assert max(len(part.axes) for part in Parts(net, (EXAMPLE,)).parts) == 2
     for ratio in (0.25, 0.5, 1.0):
         config = net.uniform(ratio)
@@ -226,7 +235,7 @@ def test_a_narrower_network_is_predicted_no_slower_however_noisy_the_measurement
             return dataclasses.replace(found, low_ms=0.0, high_ms=3 * found.median_ms)
 
     net = supernet()
-    table = open_table(net, EXAMPLE, measure=Noisy(), rounds=1)
+    table = open_latency_table(net, EXAMPLE, measure=Noisy(), rounds=1)
     for first, second in itertools.pairwise(net.choices["stem"]):
         for inner in net.choices["conv1.0"]:
             assert table.milliseconds({"stem": first, "conv1.0": inner}) <= table.milliseconds({"stem": second, "conv1.0": inner})
@@ -251,7 +260,7 @@ def test_the_median_over_rounds_is_what_counts():
             super().__init__(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 5))
 
     net = supernet(Plain)
-    assert open_table(net, EXAMPLE, measure=Spoilt()).sum_of_parts(net.full()) == pytest.approx(weights(net, net.full()))
+    assert open_latency_table(net, EXAMPLE, measure=Spoilt()).sum_of_parts(net.full()) == pytest.approx(weights(net, net.full()))
 
 
 # The file --------------------------------------------------------------------------------------------------------------
@@ -259,22 +268,22 @@ def test_the_median_over_rounds_is_what_counts():
 
 def test_a_table_goes_on_where_it_was_cut_off(tmp_path):
     net, path, whole = supernet(), tmp_path / "table.json", Fake()
-    expected = open_table(net, EXAMPLE, measure=whole)
+    expected = open_latency_table(net, EXAMPLE, measure=whole)
     needed = len(whole.parts) + len(whole.networks)
     first = Fake(limit=needed // 2)
     with pytest.raises(KeyboardInterrupt):
-        open_table(net, EXAMPLE, path, measure=first)
+        open_latency_table(net, EXAMPLE, path, measure=first)
     second = Fake()
-    table = open_table(net, EXAMPLE, path, measure=second)
+    table = open_latency_table(net, EXAMPLE, path, measure=second)
     assert len(first.parts) + len(first.networks) + len(second.parts) + len(second.networks) == needed
     assert sorted(first.parts + second.parts) == sorted(whole.parts)
     for config in (net.full(), net.narrowest(), net.uniform(0.5)):
         assert table.milliseconds(config) == pytest.approx(expected.milliseconds(config))
     third = Fake(limit=0)
-    again = open_table(net, EXAMPLE, path, measure=third)
+    again = open_latency_table(net, EXAMPLE, path, measure=third)
     assert again.milliseconds(net.uniform(0.5)) == table.milliseconds(net.uniform(0.5))
     checked = table.check(5)
-    assert open_table(net, EXAMPLE, path, measure=third).check(5) == checked
+    assert open_latency_table(net, EXAMPLE, path, measure=third).check(5) == checked
 
 
 def test_who_waited_for_another_process_finds_what_that_measured(tmp_path, monkeypatch):
@@ -283,23 +292,23 @@ def test_who_waited_for_another_process_finds_what_that_measured(tmp_path, monke
     @contextlib.contextmanager
     def waits(which, _):
         monkeypatch.setattr(latency_records, "in_turn", files.in_turn)
-        open_table(supernet(), EXAMPLE, which, measure=first, rounds=1)
+        open_latency_table(supernet(), EXAMPLE, which, measure=first, rounds=1)
         yield
 
     monkeypatch.setattr(latency_records, "in_turn", waits)
-    table = open_table(supernet(), EXAMPLE, path, measure=second, rounds=1)
+    table = open_latency_table(supernet(), EXAMPLE, path, measure=second, rounds=1)
     assert first.parts and table.points == len(json.loads(path.read_text())["points"])
     path.unlink()
-    assert open_table(supernet(), EXAMPLE, path, measure=Fake(), rounds=1).check(3)  # what is known stays known
+    assert open_latency_table(supernet(), EXAMPLE, path, measure=Fake(), rounds=1).check(3)  # what is known stays known
     assert os.listdir(tmp_path) == ["table.json"]
 
 
 def test_a_file_says_how_it_was_measured(tmp_path):
     net, path = supernet(), tmp_path / "table.json"
-    open_table(net, EXAMPLE, path, setup=Setup(batch=2, threads=1), measure=Fake())
+    open_latency_table(net, EXAMPLE, path, setup=LatencySetup(batch=2, threads=1), measure=Fake())
     document = json.loads(path.read_text())
     assert document["setup"] == {
-        "device": "cpu", "batch": 2, "threads": 1, "backend": "torch", "device_name": Setup().device_name, "dtype": "float32",
+        "device": "cpu", "batch": 2, "threads": 1, "backend": "torch", "device_name": LatencySetup().device_name, "dtype": "float32",
     }  # fmt: skip
     assert document["versions"]["torch"] == torch.__version__
     assert all(len(rows) == 3 and rows[0][3] == 7 for kind in ("points", "networks") for rows in document[kind].values())
@@ -307,24 +316,24 @@ def test_a_file_says_how_it_was_measured(tmp_path):
 
 def test_a_table_of_another_case_is_refused(tmp_path):
     net, path = supernet(), tmp_path / "table.json"
-    open_table(net, EXAMPLE, path, measure=Fake())
+    open_latency_table(net, EXAMPLE, path, measure=Fake())
     for setup, told in (
-        (Setup(batch=4), "batch 1, not 4"),
-        (Setup(threads=3), "threads 1, not 3"),
+        (LatencySetup(batch=4), "batch 1, not 4"),
+        (LatencySetup(threads=3), "threads 1, not 3"),
     ):
         with pytest.raises(RunError, match=told):
-            open_table(net, EXAMPLE, path, setup=setup, measure=Fake(limit=0))
+            open_latency_table(net, EXAMPLE, path, setup=setup, measure=Fake(limit=0))
     for other in (supernet(Dense), supernet(divisor=4)):
         with pytest.raises(RunError, match="network .* not .* pass another file"):
-            open_table(other, EXAMPLE, path, measure=Fake(limit=0))
+            open_latency_table(other, EXAMPLE, path, measure=Fake(limit=0))
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "setup": {**document["setup"], "device_name": "abacus"}}))
     with pytest.raises(RunError, match="device_name abacus, not"):
-        open_table(net, EXAMPLE, path, measure=Fake(limit=0))
+        open_latency_table(net, EXAMPLE, path, measure=Fake(limit=0))
     for text, told in (("{", "not whole JSON"), ("[]", "no latency table"), ('{"format": "autoslim.latency/1"}', "damaged")):
         path.write_text(text)
         with pytest.raises(RunError, match=told):
-            open_table(net, EXAMPLE, path, measure=Fake(limit=0))
+            open_latency_table(net, EXAMPLE, path, measure=Fake(limit=0))
 
 
 def test_what_cannot_be_measured_in_parts_is_refused():
@@ -337,7 +346,7 @@ def test_what_cannot_be_measured_in_parts_is_refused():
             return self.inner(x) if x.sum() > 1 else self.inner(x + 1)
 
     with pytest.raises(ModelError, match="latency table needs a network that can be traced"):
-        open_table(supernet(Branches), EXAMPLE, measure=Fake())
+        open_latency_table(supernet(Branches), EXAMPLE, measure=Fake())
 
 
 # Parts are what the network does ----------------------------------------------------------------------------------------
@@ -406,10 +415,10 @@ def test_a_supernet_is_measured_on_the_device_of_the_setup(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another device")
     net, fake = supernet(Made), Fake()
-    table = open_table(net, EXAMPLE, setup=Setup(device="meta"), measure=fake, rounds=1)
+    table = open_latency_table(net, EXAMPLE, setup=LatencySetup(device="meta"), measure=fake, rounds=1)
     assert {p.device.type for p in net.parameters()} == {"cpu"} and {p.device.type for p in table.net.parameters()} == {"meta"}
     assert table.milliseconds(net.narrowest()) == pytest.approx(
-        open_table(net, EXAMPLE, measure=Fake()).milliseconds(net.narrowest())
+        open_latency_table(net, EXAMPLE, measure=Fake()).milliseconds(net.narrowest())
     )
 
 
@@ -451,17 +460,17 @@ def test_a_network_is_measured_and_left_as_it_was():
     assert found.repeats == 5 and 0 < found.low_ms <= found.median_ms <= found.high_ms
     assert network.training
     before = torch.get_num_threads()
-    found = measure(network, (EXAMPLE,), Setup(threads=before + 1))
-    assert found.repeats >= 20 and found.device == Setup().device_name
+    found = measure(network, (EXAMPLE,), LatencySetup(threads=before + 1))
+    assert found.repeats >= 20 and found.device == LatencySetup().device_name
     assert network.training and torch.get_num_threads() == before
 
 
 def test_a_setup_repeats_one_example():
-    (x,) = Setup(batch=3).inputs(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8))
+    (x,) = LatencySetup(batch=3).inputs(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8))
     assert x.shape == (3, 1, 8, 8) and not x.any() and x.is_contiguous()
     for wrong in ({"batch": 0}, {"threads": 0}, {"backend": "abacus"}, {"backend": "onnxruntime", "device": "cuda"}):
         with pytest.raises(RunError):
-            Setup(**wrong)
+            LatencySetup(**wrong)
 
 
 def test_a_final_network_is_measured_against_its_target(monkeypatch):
@@ -472,7 +481,7 @@ def test_a_final_network_is_measured_against_its_target(monkeypatch):
         return Latency(2.0, 1.0, 3.0, 10, "fake")
 
     monkeypatch.setattr(latency, "measure", fake)
-    setup = Setup(batch=4)
+    setup = LatencySetup(batch=4)
     found = remeasure(Residual(), EXAMPLE, target_ms=2.0, setup=setup, rounds=3)
     assert found.holds and found.latency == Latency(2.0, 1.0, 3.0, 30, "fake") and seen == [((4, 1, 8, 8), setup)] * 3
     assert not remeasure(Residual(), EXAMPLE, target_ms=1.9, setup=setup).holds
@@ -485,13 +494,13 @@ def test_a_device_that_width_does_not_help_is_told_before_anything_else():
     told = width_message(full, Latency(9.0, 8.0, 9.0, 5, "wide device"))
     assert "wide device" in told and "90%" in told and "\n" not in told
     fake, lines = Fake(scale=0.0, constant=5.0), []
-    table = open_table(supernet(), EXAMPLE, measure=fake, before=lambda *ends: lines.append((ends, len(fake.parts))))
+    table = open_latency_table(supernet(), EXAMPLE, measure=fake, before=lambda *ends: lines.append((ends, len(fake.parts))))
     assert lines == [((table.full, table.narrowest), 0)] and "100%" in table.message
 
 
 def test_one_torch_table_end_to_end(tmp_path):
     net = supernet(steps=2)
-    table = open_table(net, EXAMPLE, tmp_path / "table.json", rounds=1, calibration=3)
+    table = open_latency_table(net, EXAMPLE, tmp_path / "table.json", rounds=1, calibration=3)
     assert table.milliseconds(net.full()) > 0
     found = table.check(2)
     assert 0 < found["configurations"] <= 2 and all(row["measured_ms"] > 0 for row in found["rows"])
@@ -509,7 +518,7 @@ def test_onnxruntime_gives_the_same_output():
     network, x = Residual().eval(), torch.randn(2, 1, 8, 8)
     (output,) = onnx_call(network, (x,), threads=1)()
     torch.testing.assert_close(torch.from_numpy(output), network(x).detach(), rtol=1e-4, atol=1e-5)
-    found = measure(network, (x,), Setup(batch=2, backend="onnxruntime"))
+    found = measure(network, (x,), LatencySetup(batch=2, backend="onnxruntime"))
     assert found.median_ms > 0 and found.repeats >= 20
 
 
@@ -517,7 +526,7 @@ def test_every_part_runs_in_onnxruntime():
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     net = supernet(steps=2)
-    table = open_table(net, EXAMPLE, setup=Setup(backend="onnxruntime"), rounds=1, calibration=3)
+    table = open_latency_table(net, EXAMPLE, setup=LatencySetup(backend="onnxruntime"), rounds=1, calibration=3)
     assert table.milliseconds(net.full()) > 0
 
 
@@ -525,7 +534,7 @@ def test_missing_onnxruntime_names_the_extra(monkeypatch):
     for name in ("onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RunError, match=r"pip install 'autoslim\[onnx\]'"):
-        measure(Residual(), (EXAMPLE,), Setup(backend="onnxruntime"))
+        measure(Residual(), (EXAMPLE,), LatencySetup(backend="onnxruntime"))
 
 
 # The verb --------------------------------------------------------------------------------------------------------------
@@ -534,7 +543,7 @@ def test_missing_onnxruntime_names_the_extra(monkeypatch):
 @pytest.fixture
 def faked(monkeypatch):
     def use(fake):
-        monkeypatch.setitem(open_table.__kwdefaults__, "measure", fake)
+        monkeypatch.setitem(open_latency_table.__kwdefaults__, "measure", fake)
 
     return use
 
@@ -557,7 +566,7 @@ def test_the_verb_measures_checks_and_goes_on(tmp_path, capsys, faked):
 
 
 def test_a_network_without_other_configurations_is_not_compared(tmp_path, capsys, monkeypatch, faked):
-    assert open_table(supernet(divisor=32), EXAMPLE, measure=Fake()).check(5) is None
+    assert open_latency_table(supernet(divisor=32), EXAMPLE, measure=Fake()).check(5) is None
     monkeypatch.setattr(latency_table, "_draw", lambda *args: [])
     faked(Fake())
     args = ("latency-table", "digits_cnn", "--device", "cpu", "--out", tmp_path / "t.json", "--points", 2)

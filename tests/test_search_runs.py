@@ -262,7 +262,7 @@ def test_a_latency_target_into_the_folder_of_another_search_is_refused_before_an
     supernet, tmp_path, monkeypatch, capsys
 ):
     measured = []
-    monkeypatch.setattr("autoslim.commands.budgets.open_table", lambda *args, **_: measured.append(args))
+    monkeypatch.setattr("autoslim.commands.budgets.open_latency_table", lambda *args, **_: measured.append(args))
     for order in ("greedy", "uniform"):
         base = ("search", supernet, "--device", "cpu", "--out", tmp_path / order, "--flops-target", "70%")
         assert run(*base, "--order", order) == 0
@@ -329,7 +329,7 @@ def test_another_order_goes_on_with_more_evaluations_and_is_drawn(supernet, tmp_
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_anything_is_measured(supernet, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("autoslim.commands.budgets.open_table", lambda *args, **_: pytest.fail("measured"))
+    monkeypatch.setattr("autoslim.commands.budgets.open_latency_table", lambda *args, **_: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     told = refused(capsys, "search", supernet, "--latency-target", "70%", "--out", tmp_path / "file" / "out")
     assert f"folder {tmp_path / 'file' / 'out'} cannot be written" in told

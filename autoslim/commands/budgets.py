@@ -11,9 +11,9 @@ from autoslim.channels.config import ChannelConfig
 from autoslim.commands.runs import choose_device
 from autoslim.cost.amounts import KINDS
 from autoslim.cost.budgets import Budgets, Target, check_budgets
-from autoslim.cost.latency import Latency, Remeasured, Setup, remeasure, width_message
+from autoslim.cost.latency import Latency, LatencySetup, Remeasured, remeasure, width_message
 from autoslim.cost.latency_records import read_setup
-from autoslim.cost.latency_table import LatencyTable, open_table
+from autoslim.cost.latency_table import LatencyTable, open_latency_table
 from autoslim.errors import RunError, TargetError
 from autoslim.factories import load_rules
 from autoslim.files import probe_writable
@@ -64,7 +64,7 @@ class Terms:
     targets: Mapping
     precision: str
     batch: int
-    setup: Setup | None
+    setup: LatencySetup | None
     table: Path | None
 
     def to_json(self) -> dict:
@@ -97,7 +97,7 @@ def read_terms(
             ) from error
         batch = setup.batch
     elif "latency" in targets:
-        setup = Setup(device=str(choose_device(latency_device)), batch=batch, threads=threads)
+        setup = LatencySetup(device=str(choose_device(latency_device)), batch=batch, threads=threads)
     return Terms(targets, size_precision, batch, setup, latency_table)
 
 
@@ -131,7 +131,7 @@ def open_budgets(net: Supernet, space: Space, run: Path, terms: Terms, *, first:
         for turn in (first, not first):
             if turn:
                 rules = load_rules(space.groups["rules"])
-                table = open_table(net, example, path, setup=terms.setup, rules=rules, progress=first, before=before)
+                table = open_latency_table(net, example, path, setup=terms.setup, rules=rules, progress=first, before=before)
             wait()
     return RunBudgets(net, terms, example, table)
 

@@ -63,22 +63,22 @@ def _space_of_run(folder: Path):
 def latency_setup(device: str, *, batch=1, threads=1, backend="torch"):
     """Return what latency is measured under; the device may be "auto"."""
     from autoslim.commands import runs
-    from autoslim.cost.latency import Setup
+    from autoslim.cost.latency import LatencySetup
 
     place = "cpu" if device == "auto" and backend == "onnxruntime" else str(runs.choose_device(device))
-    return Setup(device=place, batch=batch, threads=threads, backend=backend)
+    return LatencySetup(device=place, batch=batch, threads=threads, backend=backend)
 
 
 def space_table(space, path: Path, setup, *, points: int | None = None):
-    """Open the latency table of a search space (`open_table`), with progress on stderr."""
+    """Open the latency table of a search space (`open_latency_table`), with progress on stderr."""
     from autoslim.commands.budgets import drawn_input, say_where_width_hardly_helps
-    from autoslim.cost.latency_table import open_table
+    from autoslim.cost.latency_table import open_latency_table
     from autoslim.factories import load_rules
     from autoslim.files import probe_writable
     from autoslim.slimmable.family import build_supernet
 
     probe_writable(path.parent)
-    return open_table(
+    return open_latency_table(
         build_supernet(space), drawn_input(space.input_shape), path, setup=setup, points=points,
         rules=load_rules(space.groups["rules"]), progress=True, before=say_where_width_hardly_helps,
     )  # fmt: skip

@@ -167,9 +167,9 @@ def _latency(model, example, device: str) -> dict:
 
     from autoslim.commands import runs
     from autoslim.commands.budgets import drawn_input
-    from autoslim.cost.latency import Setup, measure_latency
+    from autoslim.cost.latency import LatencySetup, measure_latency
     from autoslim.slimmable.family import place
 
-    setup = Setup(device=str(runs.choose_device(device)))
+    setup = LatencySetup(device=str(runs.choose_device(device)))
     example = tree_map(lambda zeros: zeros if zeros is None else drawn_input(zeros.shape[1:]), example)
     return measure_latency(place(model, setup.device), setup.inputs(example)).to_json()

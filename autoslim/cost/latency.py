@@ -57,7 +57,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Setup:
+class LatencySetup:
     """Where and how latency is measured.
 
     Attributes:
@@ -183,7 +183,7 @@ def time_calls(
     return times
 
 
-def measure(network: nn.Module, inputs: tuple, setup: Setup, *, whole: bool = True) -> Latency:
+def measure(network: nn.Module, inputs: tuple, setup: LatencySetup, *, whole: bool = True) -> Latency:
     """Time one round of forward passes of a plain network, or of a part of one, under a setup.
 
     On one CPU thread this is the time that the thread computes: that of a clock on the wall where nothing else runs, and
@@ -238,7 +238,7 @@ class Remeasured:
         return cls(Latency(**document["latency"]), document["target_ms"], document["holds"])
 
 
-def remeasure(network: nn.Module, example, *, target_ms: float, setup: Setup, rounds: int = 5) -> Remeasured:
+def remeasure(network: nn.Module, example, *, target_ms: float, setup: LatencySetup, rounds: int = 5) -> Remeasured:
     """Measure a plain network end to end and compare it with its target.
 
     Args:

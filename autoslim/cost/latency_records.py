@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from autoslim import __version__
-from autoslim.cost.latency import Latency, Setup
+from autoslim.cost.latency import Latency, LatencySetup
 from autoslim.cost.latency_parts import Parts
 from autoslim.errors import RunError
 from autoslim.files import in_turn, read_json, write_json
@@ -28,7 +28,7 @@ class Records:
     Other processes that would measure into the same file wait for the end of the block, and find what was measured there.
     """
 
-    def __init__(self, path, net: Supernet, setup: Setup, parts: Parts, points: int):
+    def __init__(self, path, net: Supernet, setup: LatencySetup, parts: Parts, points: int):
         self.setup = setup
         self._path = None if path is None else Path(path)
         dtype = next(p.dtype for p in net.parameters())
@@ -96,7 +96,7 @@ class Records:
         log.info("another process measures into %s; this one goes on when that is done", self._path)
 
 
-def read_setup(path: str | Path) -> Setup:
+def read_setup(path: str | Path) -> LatencySetup:
     """Return the setup that a latency table was measured under.
 
     Raises:
@@ -104,7 +104,7 @@ def read_setup(path: str | Path) -> Setup:
     """
     document = read_json(Path(path), RunError)
     try:
-        return Setup(**{name: document["setup"][name] for name in ("device", "batch", "threads", "backend")})
+        return LatencySetup(**{name: document["setup"][name] for name in ("device", "batch", "threads", "backend")})
     except (KeyError, TypeError) as error:
         raise RunError(f"{path} is no latency table ({_FORMAT}); write one with `autoslim latency-table`") from error
 
@@ -147,7 +147,7 @@ def _digest(net: Supernet, parts: Parts) -> str:
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 
-def _versions(setup: Setup) -> dict[str, str]:
+def _versions(setup: LatencySetup) -> dict[str, str]:
     found = {"autoslim": __version__, "torch": torch.__version__}
     if setup.backend == "onnxruntime":
         from autoslim.cost.onnx_backend import onnx_versions

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.cost.latency import Latency, Setup, measure, width_message
+from autoslim.cost.latency import Latency, LatencySetup, measure, width_message
 from autoslim.cost.latency_parts import Parts
 from autoslim.cost.latency_records import Records, stored_points
 from autoslim.errors import ConfigError
@@ -32,7 +32,7 @@ class LatencyTable:
     Between measured widths the prediction is bilinear. A width that took longer than a wider one is smoothed as far as the
     spread of its own repeats (10th to 90th percentile) allows: noise goes, steps of a kernel's speed stay.
 
-    Build it with `open_table`.
+    Build it with `open_latency_table`.
 
     Attributes:
         net: the supernet.
@@ -151,12 +151,12 @@ def fitted_line(sums: Sequence[float], times: Sequence[float], least: float) -> 
     return float(factors[best]), float(constants[best])
 
 
-def open_table(
+def open_latency_table(
     net: Supernet,
     example,
     path: str | Path | None = None,
     *,
-    setup: Setup | None = None,
+    setup: LatencySetup | None = None,
     rules: Mapping | None = None,
     points: int | None = None,
     rounds: int = 3,
@@ -184,7 +184,7 @@ def open_table(
         ConfigError: `points` is below 2.
         RunError: the file holds another network, or another device, batch, number of threads, backend or version of it.
     """
-    setup = setup or Setup()
+    setup = setup or LatencySetup()
     net = _on(net, setup.device)
     points = stored_points(path) or 16 if points is None else points
     if points < 2:
