@@ -129,6 +129,18 @@ class CountsInPython(Wild):
         return torch.cat([x[:, half:], x[:, :half]], 1)
 
 
+class Compares(Wild):
+    def __init__(self):
+        super().__init__()
+        self.width = 16
+
+    def odd(self, x):
+        if x.size(1) != self.width:
+            raise ValueError
+        assert self.width == x.shape[1] and x.shape[0] < 1000
+        return x
+
+
 class KeepsTables(Wild):
     def odd(self, x):
         global TABLE
@@ -183,6 +195,7 @@ def check_identity(net, x):
     "kind, groups",
     [
         (CountsInPython, ["b"]),
+        (Compares, ["a", "b"]),
         (KeepsTables, ["a", "b"]),
         (OldVariable, ["a", "b"]),
         (Compiled, ["a", "inner.0", "b"]),

@@ -1,5 +1,7 @@
 """One pass over the graphs of a network: every tensor gets its channel axes, and what must be alike is tied."""
 
+import operator
+
 import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
@@ -41,6 +43,7 @@ class Flow(Facts):
         if node.op == "get_attr":
             return self._layout_of_tensor(node)
         if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)):
+            self._read_equality(node)
             return None
         if isinstance(node.target, type) and issubclass(node.target, tuple):
             return [self.layouts.get(arg) for arg in node.args]
@@ -55,6 +58,15 @@ class Flow(Facts):
         except Mismatch:
             self._stop(node, "its inputs cannot be lined up channel by channel")
         return no_axes(value)
+
+    def _read_equality(self, node: fx.Node) -> None:
+        """Take a number that a module keeps, and that a branch of its forward finds to be an axis' size, for that size."""
+        holds = {operator.eq: True, operator.ne: False}.get(node.target)
+        if holds is None or not node.meta.get("decided") or node.meta["value"] is not holds:
+            return
+        for number, size in (node.args, node.args[::-1]):
+            if isinstance(number, fx.Node) and self._attribute(number) and (axis := self.shape_axis(size)):
+                self.size(node, None, None, number, axis)
 
     def _meanwhile(self, node: fx.Node, value):
         """Return a layout for the rest of a pass that is dropped."""
