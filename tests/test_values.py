@@ -137,7 +137,7 @@ def test_the_values_of_the_winner_become_those_of_the_base():
     assert values.held == 160 * 2 + 1152 + 160
 
 
-@pytest.mark.parametrize(("left", "whole", "strands"), [(0, 1, 1), (5, 29, 1), (5, 30, 2), (0, 62, 4), (32, 62, 4)])
+@pytest.mark.parametrize(("left", "whole", "strands"), [(0, 1, 1), (5, 3, 1), (5, 4, 2), (5, 30, 2), (0, 62, 4), (32, 62, 4)])
 def test_images_that_cost_most_come_first_and_stay_with_their_process(left, whole, strands):
     assert STRAND == 15
     count = left + 8 * whole

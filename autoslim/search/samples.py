@@ -156,7 +156,8 @@ def most_first(order: Sequence[Tensor], costs: Tensor) -> list[Tensor]:
     """Return the batches of images in another order, those that cost most first.
 
     A first batch of another size than the others stays as it is. The others are dealt to 1, 2, 4, ... strands in turn, as many as
-    have `STRAND` batches each, and images are sorted within a strand: processes that take batches in turn keep their images.
+    have `STRAND` batches each, or two of two batches, and images are sorted within a strand: as many processes that take batches
+    in turn keep their images, and with them what they know of those.
 
     Args:
         order: for every batch, the places of its images; batches are of one size, but for the first.
@@ -164,7 +165,8 @@ def most_first(order: Sequence[Tensor], costs: Tensor) -> list[Tensor]:
     """
     size = len(order[-1])
     first = int(len(order[0]) != size)
-    strands = 1 << max(0, ((len(order) - first) // STRAND).bit_length() - 1)
+    batches = len(order) - first
+    strands = max(1 << max(0, (batches // STRAND).bit_length() - 1), min(2, batches // 2))
     new = list(order)
     for start in range(first, first + strands):
         images = torch.cat(list(order[start::strands])).sort().values
