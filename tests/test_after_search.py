@@ -113,6 +113,9 @@ def test_the_spectrum_keeps_what_was_found_before(supernet, tmp_path):
     both = path_of("40%")
     assert len(first) == 2 and both[:2] == first and len(both) == 3
     assert path_of("60%", "40%") == both
+    (tmp_path / "out" / "other.json").write_text("{")
+    (tmp_path / "out" / "note.json").write_text("{}")
+    assert path_of("60%") == both
 
 
 def test_configurations_are_drawn_by_the_seed_that_is_given(supernet, tmp_path, capsys):

@@ -141,6 +141,22 @@ class Compares(Wild):
         return x
 
 
+class ComparesTwice(Wild):
+    """One number is compared with axes that are made of other parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.d, self.width = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(24, 24, 1), 24
+        self.b = nn.Conv2d(24, 12, 3)
+
+    def forward(self, x):
+        y = torch.cat([torch.relu(self.a(x)), self.c(x)], 1)
+        assert y.shape[1] == self.width
+        z = self.d(y)
+        assert z.shape[1] == self.width
+        return self.head(self.b(z).mean((2, 3)))
+
+
 class KeepsTables(Wild):
     def odd(self, x):
         global TABLE
@@ -196,6 +212,7 @@ def check_identity(net, x):
     [
         (CountsInPython, ["b"]),
         (Compares, ["a", "b"]),
+        (ComparesTwice, ["a", "c", "b"]),
         (KeepsTables, ["a", "b"]),
         (OldVariable, ["a", "b"]),
         (Compiled, ["a", "inner.0", "b"]),

@@ -651,6 +651,7 @@ def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, f
         (["--latency-target", "5ms", "--flops-target", "1k"], "flops target 1k is below the narrowest"),
         (["--latency-target", "5ms", "--latency-target", "4ms", *["--flops-target", "60%"] * 3], "cannot be paired"),
         (["--latency-target", "60%", "--latency-target", "120%"], "latency target 120% is above the full network"),
+        ([*["--latency-target", "5ms"] * 2, *["--flops-target", "60%"] * 3], "cannot be paired"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch, options, rule):

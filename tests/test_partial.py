@@ -433,7 +433,7 @@ class Branches(Meets):
 
     def last(self, x, y):
         assert x.dim() == 4 and self.inner == x.shape[1]
-        if y.size(1) != self.outer:
+        if y.size(1) != self.outer or not self.inner or not x.chunk(2, 1):
             raise ValueError
         return y.sigmoid() if x.shape[-2:] == y.shape[-2:] and x.shape[-1] > 4 else y
 

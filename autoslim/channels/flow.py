@@ -43,7 +43,10 @@ class Flow(Facts):
         if node.op == "get_attr":
             return self._layout_of_tensor(node)
         if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)):
-            self._read_equality(node)
+            try:
+                self._read_equality(node)
+            except Refine as wanted:
+                self.want(wanted)  # where it is not new, the number stays what it is
             return None
         if isinstance(node.target, type) and issubclass(node.target, tuple):
             return [self.layouts.get(arg) for arg in node.args]

@@ -139,11 +139,11 @@ def open_budgets(net: Supernet, space: Space, run: Path, terms: Terms, *, first:
 def _check_untimed(targets: Mapping, budgets: Budgets) -> None:
     """Check before hours of measuring what can be: which milliseconds are in reach, only a table tells."""
     most = 1e12  # ms, far above all
-    amounts = {amount: KINDS["latency"].read(amount, most) for amount in targets["latency"]}
-    above = [amount for amount, value in amounts.items() if value > most]  # 120%
+    amounts = [(amount, KINDS["latency"].read(amount, most)) for amount in targets["latency"]]
+    above = [amount for amount, value in amounts if value > most]  # 120%
     if above and set(targets) == {"latency"}:
         raise TargetError(f"latency target {above[0]} is above the full network; lower it, or take a wider supernet")
-    capped = {**targets, "latency": [min(value, most) for value in amounts.values()]}
+    capped = {**targets, "latency": [min(value, most) for _, value in amounts]}
     check_budgets(capped, {**budgets.full, "latency": most}, {**budgets.narrowest, "latency": 0.0})
 
 

@@ -1,5 +1,6 @@
 """Run folders, and the objects that are rebuilt from them."""
 
+import contextlib
 import logging
 import platform
 from dataclasses import asdict, dataclass, replace
@@ -250,17 +251,23 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
     return document
 
 
-def found_configs(search: Path) -> list[ChannelConfig]:
+def found_configs(search: Path, *, damaged: bool = True) -> list[ChannelConfig]:
     """Return what was found in a search folder, the most expensive first; uniform ones and other JSON files are passed over.
+
+    Args:
+        damaged: whether files that are damaged are told of; they are passed over, too, if not.
 
     Raises:
         RunError: a file cannot be read.
         ConfigError: a configuration is damaged.
     """
-    documents = {path: read_json(path, RunError) for path in sorted(search.glob("*.json"))}
-    ours = [path for path, each in documents.items() if isinstance(each, dict) and each.get("format") == CHANNELS_FORMAT]
-    configs = [ChannelConfig.load(path) for path in ours]
-    searched = [config for config in configs if config.provenance.get("kind") == "searched"]
+    found = []
+    for path in sorted(search.glob("*.json")):
+        with contextlib.suppress(*(() if damaged else (RunError, ConfigError))):
+            document = read_json(path, RunError)
+            if isinstance(document, dict) and document.get("format") == CHANNELS_FORMAT:
+                found.append(ChannelConfig.load(path))
+    searched = [config for config in found if config.provenance.get("kind") == "searched" and "macs" in config.cost]
     return sorted(searched, key=lambda config: -config.cost["macs"])
 
 

@@ -285,11 +285,11 @@ def _search(
                     notes += note
                 ranks.wait()
                 found.append((path, each))
-    uniform, walked = [], []
+    uniform = []
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
-        walked = _path(trace, out, effort == "exact" and precision == "fp32")
     if ranks.rank == 0:
+        walked = _path(trace, out, effort == "exact" and precision == "fp32") if order == "greedy" else []
         write_spectrum(out / "spectrum.csv", uniform, walked)
     return (found, notes) if ranks.rank == 0 else (None, [])
 
@@ -386,5 +386,7 @@ def _path(trace, out: Path, whole: bool) -> list:
     taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
     if whole:
         return taken
-    found = [(c.cost["macs"], Score(*(c.estimate[key] for key in ("error", "loss", "images")))) for c in found_configs(out)]
+    parts = ("error", "loss", "images")
+    known = [config for config in found_configs(out, damaged=False) if config.estimate.keys() >= set(parts)]
+    found = [(config.cost["macs"], Score(*(config.estimate[part] for part in parts))) for config in known]
     return [taken[0], *(row for row in found if row[0] != taken[0][0])]

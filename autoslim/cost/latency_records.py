@@ -28,8 +28,8 @@ class Records:
     Other processes that would measure into the same file wait for the end of the block, and find what was measured there.
     """
 
-    def __init__(self, path, net: Supernet, setup: LatencySetup, parts: Parts, points: int):
-        self.setup = setup
+    def __init__(self, path, net: Supernet, setup: LatencySetup, parts: Parts, points: int, *, told: bool):
+        self.setup, self._told = setup, told
         self._path = None if path is None else Path(path)
         dtype = next(p.dtype for p in net.parameters())
         about = {
@@ -93,7 +93,8 @@ class Records:
                 self.save()
 
     def _tell(self) -> None:
-        log.info("another process measures into %s; this one goes on when that is done", self._path)
+        if self._told:
+            log.info("another process measures into %s; this one goes on when that is done", self._path)
 
 
 def read_setup(path: str | Path) -> LatencySetup:

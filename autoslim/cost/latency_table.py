@@ -190,7 +190,7 @@ def open_latency_table(
     if points < 2:
         raise ConfigError(f"points is {points}; between 2 or more widths of a layer a table interpolates")
     parts = Parts(net, setup.inputs(example), rules=rules, points=points)
-    with Records(path, net, setup, parts, points) as records:
+    with Records(path, net, setup, parts, points, told=progress) as records:
         whole = _Whole(net, setup.inputs(example), records, rounds, measure)
         whole.measure([net.full(), net.narrowest()], "measuring the widest and the narrowest network", progress)
         before(whole.latency(net.full()), whole.latency(net.narrowest()))

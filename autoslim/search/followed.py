@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from autoslim.channels.proxies import read_size
 from autoslim.channels.trace import told
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
@@ -91,7 +92,10 @@ def check_branches(partial: "PartialNet", nodes: Sequence[fx.Node], inputs) -> N
         with eval_mode(net), partial.ready(), net.using(config):
             found.append(partial.run(partial.plan(None, wanted=wanted), inputs=inputs))
     for i in branches:
-        read = [i, *(j for j in sources[i] if not isinstance(found[0][j], Tensor))]
+        value, always = found[0][i], len({bool(values[i]) for values in found}) == 1
+        if always and (nodes[i].target is read_size or isinstance(value, (tuple, list))):
+            continue  # a width is above 0, and a row has as many entries at all widths
+        read = [i, *(j for j in sources[i] if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(found[0][j])))]
         fixed = all(values[j] == found[0][j] for values in found for j in read)
         holds = {operator.eq: True, operator.ne: False}.get(nodes[i].target)
         if not fixed and not all(values[i] is holds for values in found):
@@ -99,14 +103,14 @@ def check_branches(partial: "PartialNet", nodes: Sequence[fx.Node], inputs) -> N
 
 
 @torch.inference_mode()
-def check_outputs(partial: "PartialNet", inputs) -> None:
-    """Run every group in parts once, next to the whole network: code may do what the graph does not show."""
+def check_outputs(partial: "PartialNet", inputs, *, groups: bool = True) -> None:
+    """Run the network in parts, and every group if it is so asked, next to the whole: code may do what the graph does not show."""
     net = partial.net
     with eval_mode(net), partial.ready(), net.using(net.full()):
         values = partial.run(partial.plan(None, wanted=partial.read), inputs=inputs)
         if not _close(values[partial.output], net(*inputs)):
             raise NotPartial("its graph gives another output than its forward")
-        for width in net.widths:
+        for width in net.widths if groups else ():
             if len(width.choices) > 1:
                 width.value = width.choices[-2]
                 same = _close(partial.run(partial.plan(width.name), base=values)[partial.output], net(*inputs))

@@ -104,9 +104,9 @@ class PartialNet:
         self._sizes = self._sizes_of_values(traced.batch_size)
         self.bytes = self.bytes_of(self.read)
         self._calls = self._calls_of_nodes()
-        for each in [*map(as_inputs, checked)] or [inputs]:
+        for n, each in enumerate([*map(as_inputs, checked)] or [inputs]):
             with in_parts():
-                check_outputs(self, each)
+                check_outputs(self, each, groups=n == 0)
 
     def _sizes_of_values(self, examples: int) -> dict[int, dict[int, int]]:
         """Return for every operation the bytes of its value for one example at full width, by the memory that holds them."""
