@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import errno
 import hashlib
 import json
 import os
@@ -117,37 +116,21 @@ def held(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def refuse() -> None:
+        raise RunError(f"{folder} is written by another process; wait for its end, or pass another --out")
+
     with contextlib.ExitStack() as stack:
-        while not _lock(folder, stack):
+        probe_writable(folder)
+        while not _lock(folder, os.O_RDONLY, stack, refuse):
             stack.close()
+            probe_writable(folder)
         try:
             yield
         finally:
             for path in made:
                 with contextlib.suppress(OSError):
                     path.rmdir()
-
-
-def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a folder until a stack is closed; returns False if it was taken away meanwhile."""
-    probe_writable(folder)
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # on Windows, and where folders cannot be opened
-        return True
-    stack.callback(os.close, handle)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            raise RunError(f"{folder} is written by another process; wait for its end, or pass another --out") from error
-        return True
-    stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)  # processes that were forked meanwhile have the handle, too
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(handle), os.stat(folder))
-    return False
 
 
 @contextlib.contextmanager
@@ -161,37 +144,40 @@ def in_turn(path: str | Path, waits: Callable[[], None]) -> Iterator[None]:
     """
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")  # the file itself is replaced whenever it is written
-    handle = None
-    with contextlib.suppress(ImportError, OSError):
-        handle = _locked(lock, waits)
-    try:
-        yield
-    finally:
-        if handle is not None:
+    with contextlib.ExitStack() as stack:
+        while not _lock(lock, os.O_RDWR | os.O_CREAT, stack, waits):
+            stack.close()
+        try:
+            yield
+        finally:
             with contextlib.suppress(OSError):
                 os.unlink(lock)
-            os.close(handle)
 
 
-def _locked(lock: Path, waits: Callable[[], None]) -> int:
-    """Make a file and lock it, as soon as nobody else does; returns its handle."""
-    import fcntl
+def _lock(path: Path, flags: int, stack: contextlib.ExitStack, busy: Callable[[], None]) -> bool:
+    """Lock a file or folder until a stack is closed; returns False if it was taken away meanwhile.
 
-    while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    Where another process has it, `busy` is called, which may raise, and its end is waited for.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(path, flags, 0o666)
+    except (ImportError, OSError):  # on Windows, and where it cannot be opened
+        return True
+    stack.callback(os.close, handle)
+    try:
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waits()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):  # whoever had it took it away
-                if os.path.samestat(os.fstat(handle), os.stat(lock)):
-                    return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # the system cannot lock it
+        return True
+    stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)  # processes that were forked meanwhile have the handle, too
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
 
 
 def digest(path: str | Path) -> str:

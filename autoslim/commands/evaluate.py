@@ -153,14 +153,8 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
     low = net.grid.min_ratio * space.full_width
     if width is not None and width < low - 1e-9:
         click.echo(f"width {width:g} lies below what the supernet was trained for, {low:g} to {space.full_width:g}", err=True)
-    held_out, place = settings["held_out"], runs.choose_device(device)
-    if data is None and held_out is not None:
-        images = runs.held_out_images(folder, settings, space.input_shape, place)
-    else:
-        data = data or settings["data"]
-        images = runs.load_images(data, space.input_shape, held_out, settings["seed"], place, settings["skip_corrupt"])
-        runs.check_same_classes(settings, images, data)
+    images = runs.run_images(folder, settings, space.input_shape, runs.choose_device(device), data)
     result = runs.supernet_evaluator(net, images, space.search).score(config)
     cost = CostTable(net).cost(config).to_json()
-    about = ("shared-weight accuracy", "test") if held_out is None else ("supernet estimate", "held-out training")
+    about = ("shared-weight accuracy", "test") if settings["held_out"] is None else ("supernet estimate", "held-out training")
     return {"kind": about[0], "split": about[1], **result.to_json(), **cost}

@@ -124,6 +124,27 @@ def load_images(
     return Images(train, search, data.test, data.classes, mean, std, input_shape[-1], data.original_size, device)
 
 
+def run_images(run: Path, settings: dict, input_shape, device: torch.device, data: str | None = None) -> Images:
+    """Read the images of a run, or others with its classes; those that it held out of training are held out again.
+
+    Args:
+        run, settings: its folder and config.json.
+        input_shape: [C, H, W] of the network.
+        data: images in place of the run's own.
+
+    Raises:
+        RunError: the run's images have changed since, so that others would be held out.
+        DataError: they cannot be read, or have other classes.
+    """
+    held_out = settings.get("held_out")
+    if data is None and held_out is not None:
+        return held_out_images(run, settings, input_shape, device)
+    data = data or settings["data"]
+    images = load_images(data, input_shape, held_out, settings["seed"], device, settings["skip_corrupt"])
+    check_same_classes(settings, images, data)
+    return images
+
+
 def held_out_images(run: Path, settings: dict, input_shape, device: torch.device) -> Images:
     """Read the images of a supernet, split as they were when it was trained.
 

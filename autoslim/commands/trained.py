@@ -47,11 +47,7 @@ class TrainedRun:
         """Read the run's images; where it held none out, what is scored are the test images."""
         settings, device = self.settings, next(self.net.parameters()).device
         shape = self.space.input_shape if self.space else next(iter(self.net.switches.values())).input_shape
-        if settings.get("held_out") is not None:
-            return runs.held_out_images(self.folder, settings, shape, device)
-        images = runs.load_images(settings["data"], shape, None, settings["seed"], device, settings["skip_corrupt"])
-        runs.check_same_classes(settings, images, settings["data"])
-        return images
+        return runs.run_images(self.folder, settings, shape, device)
 
     @property
     def accuracy_kind(self) -> str:
