@@ -30,6 +30,7 @@ def check_sizes(flow: Flow) -> dict[Source, str]:
     least = {root: 2 if full[root] // steps[root] >= 4 else 1 for root in free}
     draws = [{root: least[root] * steps[root] for root in free}]
     draws += [{root: steps[root] * rng.randint(least[root], full[root] // steps[root]) for root in free} for _ in range(2)]
+    flow.branches.clear()
     for mode, graph in flow.traced.graphs.items():
         flow.traced.modules[""].train(mode == "train")
         for widths in draws:
@@ -70,6 +71,8 @@ class _Run:
                 fits = expected is None or _sizes(values[node]) == _sizes(expected)
             except Exception:
                 fits = False
+            if fits and node.meta.get("decided") and bool(values[node]) != bool(node.meta["value"]):
+                flow.branches[node.meta["where"]] = None
             changed = fits and node.meta.get("plain") and values[node] != node.meta["value"]
             if not fits or changed:
                 bound = self._sources(node)

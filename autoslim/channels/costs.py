@@ -17,14 +17,17 @@ def function_macs(flow: Flow, node: fx.Node) -> int:
     return over.numel() // weight.shape[0] * weight.numel()
 
 
-def layer_macs(module: nn.Module, x: torch.Tensor, out) -> int:
+def layer_macs(module: nn.Module, args: tuple, out) -> int:
     """Multiply-adds of a conv or linear layer for the whole batch; 0 for other modules."""
+    if not args or not isinstance(x := args[0], torch.Tensor):
+        return 0
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return x.numel() // module.in_channels * module.weight.numel()
     if isinstance(module, nn.modules.conv._ConvNd):
         return out.numel() // module.out_channels * module.weight.numel()
     if isinstance(module, nn.Linear):
         return out.numel() // module.out_features * module.weight.numel()
-    if isinstance(module, nn.MultiheadAttention) and x.dim() == 3:
-        return x.numel() // module.embed_dim * 4 * module.embed_dim**2
+    if isinstance(module, nn.MultiheadAttention):
+        query, key, value = (t.numel() for t in args[:3])
+        return module.embed_dim * (2 * query + key + value)  # three projections, and one of the output
     return 0

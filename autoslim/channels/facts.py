@@ -10,6 +10,7 @@ from autoslim.channels.rules.basics import Frozen
 from autoslim.channels.segments import FIXED, Axis, Layout, Mismatch, Refine, Refinements, Source, Ties, axis_size
 from autoslim.channels.trace import Trace
 
+_NUMPY = {"axis": "dim", "keepdims": "keepdim"}  # names that torch takes, too
 # An axis of a tensor of the model that no operation has used yet.
 UNBOUND = "unbound"
 
@@ -76,6 +77,7 @@ class Facts:
         self.layouts: dict[fx.Node, object] = {}
         self.members: dict[str, list[Axis]] = {}
         self.sizes: dict[tuple[str, str, int | None], Axis] = {}
+        self.branches: dict[str, None] = {}  # lines of forward whose branches are others at some widths
         self.calls: dict[fx.Node, tuple[str, list[int], list[Axis]]] = {}
         self.own_tensors: dict[str, list] = {}
         self.repeats: dict[Source, int] = {}
@@ -119,7 +121,7 @@ class Facts:
 
     def arguments(self, node: fx.Node, *names: str) -> dict:
         """Return the arguments that a node is given, by name."""
-        given = dict(zip(names, node.args)) | node.kwargs
+        given = dict(zip(names, node.args)) | {_NUMPY.get(name, name): value for name, value in node.kwargs.items()}
         given.setdefault(names[0], given.get("self"))
         return given
 

@@ -1,5 +1,6 @@
 """One pass over the graphs of a network: every tensor gets its channel axes, and what must be alike is tied."""
 
+import dataclasses
 import operator
 
 import torch
@@ -42,7 +43,11 @@ class Flow(Facts):
             return no_axes(value)
         if node.op == "get_attr":
             return self._layout_of_tensor(node)
+        if dataclasses.is_dataclass(node.target):
+            self._stop(node, "it goes into an object, whose fields are not followed")
         if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)):
+            if node.op == "call_module":
+                self._stop(node, self.traced.opaque.get(node.target, "it gives no tensor"))
             try:
                 self._read_equality(node)
             except Refine as wanted:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from torch import nn
+from torch import fx, nn
 
 from autoslim.channels.check import check_sizes
 from autoslim.channels.choices import Choices
@@ -89,7 +89,8 @@ class _Result:
         tensors = {name: axes for name, axes in own.items() if any(axes)}
         calls, fixed_macs = self._calls()
         steps = steps_of(self._flow, {root: group.name for root, group in groups.items()})
-        return ChannelMap(free, frozen, tensors, self._sizes(), calls, fixed_macs, dict(self._flow.traced.opaque), steps)
+        opaque, branches = dict(self._flow.traced.opaque), tuple(self._flow.branches)
+        return ChannelMap(free, frozen, tensors, self._sizes(), calls, fixed_macs, opaque, steps, branches)
 
     def _group(self, root: Source, sources: list[Source], members: tuple[str, ...]) -> ChannelGroup:
         ties = self._flow.ties
@@ -143,18 +144,21 @@ class _Result:
 
     def _calls(self) -> tuple[tuple[LayerCall, ...], int]:
         flow, calls, fixed = self._flow, [], 0
-        batch = flow.traced.batch_size
+        moving: set[fx.Node] = set()  # what depends on the inputs, and so is computed for every image
         for node in flow.traced.graphs["eval"].nodes:
+            if node.op == "placeholder" or not moving.isdisjoint(node.all_input_nodes):
+                moving.add(node)
+            batch = flow.traced.batch_size if node in moving else 1
             if node in flow.calls:
                 layer, factors = flow.calls[node]
                 axes = tuple(runs for _, axis in factors if (runs := self._runs(axis)) is not None)
                 known = math.prod(sum(run.size for run in runs) for runs in axes)
                 calls.append(LayerCall(layer, math.prod(size for size, _ in factors) // batch // known, axes))
-            elif node.op == "call_module" and node.target in flow.traced.opaque:
-                fixed += sum(layer_macs(module, args[0], out) for module, args, out in node.meta["layers"] if args) // batch
+            elif "layers" in node.meta:
+                fixed += sum(layer_macs(*layer) for layer in node.meta["layers"]) // batch
             elif node.op == "call_module":
                 module = flow.traced.modules[node.target]
-                fixed += layer_macs(module, flow.value(flow.first(node)), node.meta["value"]) // batch
+                fixed += layer_macs(module, (flow.value(flow.first(node)),), node.meta["value"]) // batch
             elif node.target in FUNCTIONS:
                 fixed += function_macs(flow, node) // batch
         return tuple(calls), fixed

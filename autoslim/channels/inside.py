@@ -1,6 +1,7 @@
 """Groups inside chosen modules of a network whose own forward cannot be traced (a detector around its backbone)."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +32,7 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
         ConfigError: a name is no module.
     """
     modules = dict(model.named_modules())
+    first_name = {module: name for name, module in modules.items()}
     included = _included(choices.include, modules, type(model).__name__)
     seen = _run(model, example)
     for name in included:
@@ -41,18 +43,20 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
 
     def descend(name: str) -> None:
         """Take a module, or what can be taken inside it."""
-        if name in seen.inputs and any(True for _ in modules[name].parameters()):
+        # What is registered twice is slimmed by its first name.
+        own = all(first_name[module] == f"{name}.{path}".rstrip(".") for path, module in modules[name].named_modules())
+        if own and name in seen.inputs and any(True for _ in modules[name].parameters()):
             try:
                 whole = find(modules[name], seen.inputs[name], Choices())
-                own = _own(choices, name, whole, modules)
-                found[name] = find(modules[name], seen.inputs[name], own) if own.to_json() else whole
+                chosen = _own(choices, name, whole, modules)
+                found[name] = find(modules[name], seen.inputs[name], chosen) if chosen.to_json() else whole
                 return
             except ModelError as error:
                 if included:
                     raise
                 opaque[name] = str(error)
         for child, _ in modules[name].named_children():
-            if not _fits(f"{name}.{child}", choices.exclude):
+            if f"{name}.{child}" in modules and not _fits(f"{name}.{child}", choices.exclude):
                 descend(f"{name}.{child}")
 
     for name in included or [child for child, _ in model.named_children() if not _fits(child, choices.exclude)]:
@@ -62,8 +66,9 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
         raise ModelError(why)
     parts: list[ChannelMap] = []
     for name, part in found.items():
-        parts.append(_placed(part, name, sum(len(p.groups) for p in parts)))
-    outside = sum(macs for name, macs in seen.macs if not any(name == own or name.startswith(f"{own}.") for own in found))
+        placed = _placed(part, name, sum(len(p.groups) for p in parts))
+        parts.append(seen.of_all_calls(placed, name))
+    outside = sum(layer.macs for layer in seen.layers if found.keys().isdisjoint(layer.calls))
     return ChannelMap(
         groups=tuple(group for part in parts for group in part.groups),
         frozen=tuple(group for part in parts for group in part.frozen),
@@ -73,6 +78,7 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
         fixed_macs=outside // seen.batch + sum(part.fixed_macs for part in parts),
         opaque=opaque | {name: why for part in parts for name, why in part.opaque.items()},
         steps=parts[0].steps if len(parts) == 1 else (),
+        branches=tuple(line for part in parts for line in part.branches),
         whole=False,
     )
 
@@ -127,30 +133,68 @@ def _check_fits(choices: Choices, found: dict[str, ChannelMap], modules: dict[st
             )
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """One call of a layer.
+
+    Attributes:
+        name: of the layer.
+        macs: its multiply-adds.
+        calls: of every module that holds it, which call of that module this was in, from 1.
+    """
+
+    name: str
+    macs: int
+    calls: dict[str, int]
+
+
 @dataclass
 class _Seen:
-    """What one run of a network shows: what its modules are given at their first call, and their multiply-adds."""
+    """What one run of a network shows: what its modules are given at their first call, and the calls of its layers."""
 
     inputs: dict[str, tuple] = field(default_factory=dict)
-    macs: list[tuple[str, int]] = field(default_factory=list)
+    layers: list[_Layer] = field(default_factory=list)
     batch: int = 1
+
+    def of_all_calls(self, found: ChannelMap, name: str) -> ChannelMap:
+        """Return the map of a module with the multiply-adds of all its calls, for one image of the network.
+
+        It was traced as it is called first, for one entry of what it is given then.
+        """
+        inside = [layer for layer in self.layers if name in layer.calls]
+        entries = self.inputs[name][0].shape[0]
+
+        def times(layers: list[_Layer]) -> float:
+            first = sum(layer.macs for layer in layers if layer.calls[name] == 1)
+            return sum(layer.macs for layer in layers) / first * entries / self.batch if first else 1.0
+
+        usual = times(inside)
+        own = {layer.name: times([each for each in inside if each.name == layer.name]) for layer in inside}
+        return replace(
+            found,
+            calls=tuple(replace(call, factor=round(call.factor * own.get(call.layer, usual))) for call in found.calls),
+            fixed_macs=round(found.fixed_macs * usual),
+        )
 
 
 def _run(model: nn.Module, example) -> _Seen:
-    seen = _Seen()
+    seen, calls = _Seen(), Counter()
     copied = share_copy(model).eval()
 
     def watch(name: str, module: nn.Module) -> None:
+        parents = [name[: i if i >= 0 else None] for i in (-1, *(i for i, letter in enumerate(name) if letter == "."))]
+
         def before(module, args, kwargs):
+            calls[name] += 1
             if name and not kwargs and args and isinstance(args[0], torch.Tensor) and args[0].dim() > 1:
                 seen.inputs.setdefault(name, args)
 
-        def after(module, args, out):
-            if args and isinstance(args[0], torch.Tensor):
-                seen.macs.append((name, layer_macs(module, args[0], out)))
+        def after(module, args, kwargs, out):
+            if macs := layer_macs(module, (*args, *kwargs.values()), out):
+                seen.layers.append(_Layer(name, macs, {parent: calls[parent] for parent in parents}))
 
         module.register_forward_pre_hook(before, with_kwargs=True)
-        module.register_forward_hook(after)
+        module.register_forward_hook(after, with_kwargs=True)
 
     for name, module in copied.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):

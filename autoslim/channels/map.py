@@ -100,6 +100,7 @@ class ChannelMap:
         fixed_macs: multiply-adds of conv and linear layers whose width never changes and that no call names.
         opaque: modules that could not be traced, with the reason.
         steps: the inference graph, for drawing.
+        branches: the lines of forward whose branches are others at some widths.
         whole: whether the network was traced from its inputs; False where only modules inside it were.
     """
 
@@ -111,4 +112,5 @@ class ChannelMap:
     fixed_macs: int
     opaque: dict[str, str]
     steps: tuple[Step, ...] = ()
+    branches: tuple[str, ...] = ()
     whole: bool = True

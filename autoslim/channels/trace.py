@@ -1,11 +1,12 @@
 """Record what a network does to its tensors: torch.fx graphs whose nodes know the values they had on the meta device."""
 
+import contextlib
 import copy
 import linecache
 import operator
 import os
 import sys
-from collections.abc import ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field
 
 import torch
@@ -227,6 +228,10 @@ class _Tracer(fx.Tracer):
         if type(module).__module__ == "torch._dynamo.eval_frame":
             return module._orig_mod(*args, **kwargs)  # torch.compile(module)
         try:
+            self.path_of_module(module)
+        except NameError:  # made in forward: an nn.ReLU(), a slice of an nn.Sequential
+            return forward(*args, **kwargs)
+        try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:
             self.failed = self.failed or self.path_of_module(module)
@@ -295,7 +300,11 @@ class _Tracer(fx.Tracer):
             if node.op == "call_module" and node.target in self._job.opaque:
                 return self._run_opaque(node, args, kwargs)
             try:
-                value = run_node(node, args, kwargs, self.root)
+                # Torch's own modules of several layers (nn.TransformerEncoderLayer) are one operation.
+                several = node.op == "call_module" and next(self.root.get_submodule(node.target).children(), None) is not None
+                layers = _recorded_layers(self.root.get_submodule(node.target), node) if several else contextlib.nullcontext()
+                with layers:
+                    value = run_node(node, args, kwargs, self.root)
             except Exception:
                 if node.op != "call_module" or type(self.root.get_submodule(node.target)) in RULES:
                     raise
@@ -313,19 +322,30 @@ class _Tracer(fx.Tracer):
             def zeros(t):
                 return torch.zeros(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t
 
-            macs = node.meta["layers"] = []
-            for module in real.modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-                module.register_forward_hook(
-                    lambda m, args, kwargs, out: macs.append((m, (*args, *kwargs.values()), out)), with_kwargs=True
-                )
             try:
-                out = real(*_own_lists(tree_map(zeros, args)), **_own_lists(tree_map(zeros, kwargs)))
+                with _recorded_layers(real, node):
+                    out = real(*_own_lists(tree_map(zeros, args)), **_own_lists(tree_map(zeros, kwargs)))
             except Exception as error:
                 self.failed = node.target
                 raise _DoesNotRun(f"{told(error)} at {location(error)}") from error
         return tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, out)
+
+
+@contextlib.contextmanager
+def _recorded_layers(module: nn.Module, node: fx.Node) -> Iterator[None]:
+    """Keep what the layers inside a module are given, and give, as `meta["layers"]` of the node."""
+    layers = node.meta["layers"] = []
+
+    def keep(layer, args, kwargs, out):
+        layers.append((layer, (*args, *kwargs.values()), out))
+
+    plain = [each for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    hooks = [each.register_forward_hook(keep, with_kwargs=True) for each in plain]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _own_lists(value):

@@ -14,7 +14,7 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
 from autoslim.channels.isolation import same_randomness
 from autoslim.channels.map import ChannelGroup, Run
-from autoslim.channels.trace import as_inputs, share_copy
+from autoslim.channels.trace import as_inputs, share_copy, to_device, told
 from autoslim.errors import ConfigError, ModelError
 from autoslim.slimmable.layers import ActiveAxis, Width, adopt, averages
 from autoslim.slimmable.modes import eval_mode
@@ -73,7 +73,7 @@ class Supernet(nn.Module):
         self._by_name = {width.name: width for width in self.widths}
         self.model = share_copy(model)
         self._adopt(average_inputs)
-        if not self.channels.whole:
+        if not self.channels.whole or self.channels.branches:
             self._check_run(example)
         self._source = (model,)  # in a tuple: no submodule
 
@@ -101,11 +101,16 @@ class Supernet(nn.Module):
                 adopt(module, axes, sizes, average)
 
     def _check_run(self, example) -> None:
-        """Run at the narrowest widths code that could not be traced: it may read what it calls by other ways."""
+        """Run at the narrowest widths code that was not traced, or that has branches which were not: it may not bear them."""
         try:
             with self.using(self.narrowest()), eval_mode(self), torch.no_grad(), same_randomness():
-                self(*as_inputs(example))
+                self(*as_inputs(to_device(example, next(self.parameters()).device)))
         except Exception as error:
+            if self.channels.whole:
+                raise ModelError(
+                    f"{type(self.model).__name__} does not run at its narrowest widths ({told(error)}), where other branches are "
+                    f"taken at {', '.join(self.channels.branches)}; keep what they compare whole, with freeze="
+                ) from error
             raise ModelError(
                 f"{type(self.model).__name__}: {self.channels.opaque['']}; and it does not run with narrower modules inside "
                 f"({type(error).__name__}: {error}); name modules to slim with include="

@@ -15,7 +15,7 @@ def cat(flow, node: fx.Node, *_) -> Layout:
     given = flow.arguments(node, "tensors", "dim")
     layouts, values = flow.tensors(given["tensors"])
     dims = flow.value(node).dim()
-    dim = flow.plain(given.get("dim", given.get("axis", 0))) % dims
+    dim = flow.plain(given.get("dim", 0)) % dims
     why = flow.describe(node, "concatenated beside a tensor of fixed width")
     out: list[Axis] = []
     for position in range(dims):

@@ -58,6 +58,14 @@ def pool(dims: int):
     return rule
 
 
+def unpool(flow, node: fx.Node, *_) -> Layout:
+    """MaxUnpool: the indices of the maxima are as wide as the input."""
+    layout, given = flow.layout(flow.first(node)), flow.arguments(node, "input", "indices")
+    for axis, other in zip(layout, flow.layout(given["indices"])):
+        flow.ties.tie(axis, other, flow.describe(node, "unpooled to where maxima of fixed width were"))
+    return pool(len(layout) - 2)(flow, node)
+
+
 def resize(flow, node: fx.Node, *_) -> Layout:
     """F.interpolate, nn.Upsample, grid_sample: everything after the channel axis is spatial."""
     layout = flow.layout(flow.first(node))
@@ -115,35 +123,33 @@ def expand(flow, node: fx.Node, *_) -> Layout:
 
 def reduce(flow, node: fx.Node, *_):
     """mean, sum, max, var, ... over some axes; `max(x, dim)` gives values and indices."""
-    given = flow.arguments(node, "input", "dim", "keepdim")
+    given = flow.arguments(node, "input", "dim")
     if flow.is_tensor(given.get("dim")) or flow.is_tensor(given.get("other")):
         return broadcast(flow, node)
-    keep = given.get("keepdim", False)
-    if node.target in ("var", "std", torch.var, torch.std) and isinstance(given.get("dim"), bool):
-        given, keep = {**given, "dim": None}, False
-    return _over_axes(flow, node, given.get("dim", given.get("axis")), keep)
+    dims = given.get("dim")
+    return _over_axes(flow, node, None if isinstance(dims, bool) else dims)  # var(unbiased) and std(unbiased)
 
 
 def norm(flow, node: fx.Node, *_):
-    """norm(p, dim, keepdim) and linalg.vector_norm(ord, dim, keepdim)."""
-    given = flow.arguments(node, "input", "p", "dim", "keepdim")
-    return _over_axes(flow, node, given.get("dim"), given.get("keepdim", False))
+    """norm(p, dim) and linalg.vector_norm(ord, dim)."""
+    given = flow.arguments(node, "input", "p", "dim")
+    return _over_axes(flow, node, given.get("dim"))
 
 
-def _over_axes(flow, node: fx.Node, dims, keep: bool):
-    layout = flow.layout(flow.first(node))
+def _over_axes(flow, node: fx.Node, dims):
+    layout, value = flow.layout(flow.first(node)), flow.value(node)
+    several = isinstance(value, (tuple, list))
     if dims is None:
         gone = set(range(len(layout)))
     else:
         count = len(flow.value(dims)) if isinstance(flow.value(dims), (tuple, list)) else 0
         dims = [flow.item(dims, i) for i in range(count)] if count else [dims]
         gone = {flow.plain(d) % len(layout) for d in dims}
-    if keep:
+    if (value[0] if several else value).dim() == len(layout):
         out = tuple(None if i in gone else axis for i, axis in enumerate(layout))
     else:
         out = tuple(axis for i, axis in enumerate(layout) if i not in gone)
-    value = flow.value(node)
-    return [out] * len(value) if isinstance(value, (tuple, list)) else out
+    return [out] * len(value) if several else out
 
 
 def attribute(flow, node: fx.Node, *_) -> Layout:
@@ -172,11 +178,12 @@ def table() -> dict:
     rules: dict = dict.fromkeys([*each((nn,), *_MODULES.split()), *_unary(_UNARY), stochastic_depth], same)
     rules.update(dict.fromkeys((*_unary(_SEVERAL), *_IN_PLACE, "__and__", "__or__", "expand_as"), broadcast))
     for d, name in ((1, "1d"), (2, "2d"), (3, "3d")):
-        kinds = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "FractionalMaxPool", "MaxUnpool")
+        kinds = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "FractionalMaxPool")
         kinds += ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad")
         kinds += ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool")
         rules.update(dict.fromkeys(each((nn, F, torch), *(kind + name for kind in kinds)), pool(d)))
         rules.update(dict.fromkeys(each((F, torch), f"max_pool{name}_with_indices"), pool(d)))
+        rules.update(dict.fromkeys(each((nn, F), f"MaxUnpool{name}", f"max_unpool{name}"), unpool))
     upsample = each((nn, F), "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d", "interpolate", "upsample", "grid_sample")
     rules.update(dict.fromkeys(upsample, resize))
     rules.update(dict.fromkeys((F.pad, torch._C._nn.pad), pad))
