@@ -123,7 +123,9 @@ def load_rules(name: str | None) -> dict:
         return {}
     try:
         rules = load_factory(name)()
-    except TypeError as error:
+    except ModelError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
         raise ModelError(f"rules {name!r} failed: {_told(error)}; name a function without arguments") from error
     if not isinstance(rules, dict) or not all(callable(rule) for rule in rules.values()):
         raise ModelError(f"rules {name!r} returned {type(rules).__name__}; return a dict of operation or module type to rule")

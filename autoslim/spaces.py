@@ -229,26 +229,28 @@ def list_spaces() -> list[tuple[str, str]]:
     return [(path.stem, _read(path).description) for path in _shipped()]
 
 
-def load_space(space: str | os.PathLike[str], *, input_shape: tuple[int, int, int] = (3, 224, 224)) -> Space:
+def load_space(space: str | os.PathLike[str], *, input_shape: tuple[int, int, int] | None = None) -> Space:
     """Load a shipped space by name, a TOML file by path, or a network by 'pkg.module:factory'.
 
-    A string that has a slash or ends in .toml is a path. A factory gets the default grid and recipes, and input_shape;
-    a space states its own.
+    A string that has a slash or ends in .toml is a path. A factory gets the default grid and recipes. `input_shape` [C, H, W] is
+    that of one image: by default what a space states, 3, 224, 224 for a factory.
 
     Raises ConfigError for an unknown name or a bad file (all its faults at once), ModelError for a bad factory.
     """
+    if input_shape is not None and not _is_shape(input_shape):
+        raise ConfigError(f"input shape {input_shape!r} must be {_SHAPE.rule}")
     text = os.fspath(space)
-    if text.endswith(".toml") or "/" in text or os.sep in text:
-        return _read(Path(text))
-    if ":" in text:
-        return _from_factory(text, input_shape)
+    is_path = text.endswith(".toml") or "/" in text or os.sep in text
+    if ":" in text and not is_path:
+        return _from_factory(text, tuple(input_shape or (3, 224, 224)))
     shipped = {path.stem: path for path in _shipped()}
-    if text in shipped:
-        return _read(shipped[text])
-    raise ConfigError(
-        f"unknown search space '{text}'{closest(text, shipped)}; give one of {', '.join(shipped)}, "
-        "the path of a .toml file, or pkg.module:factory"
-    )
+    if not is_path and text not in shipped:
+        raise ConfigError(
+            f"unknown search space '{text}'{closest(text, shipped)}; give one of {', '.join(shipped)}, "
+            "the path of a .toml file, or pkg.module:factory"
+        )
+    found = _read(Path(text) if is_path else shipped[text])
+    return found if input_shape is None else replace(found, input_shape=tuple(input_shape))
 
 
 def published_configs() -> dict[str, Path]:
@@ -283,8 +285,6 @@ def check_table(table: str, given: Any, where: str) -> dict[str, Any]:
 
 
 def _from_factory(name: str, input_shape: tuple[int, int, int]) -> Space:
-    if not _is_shape(input_shape):
-        raise ConfigError(f"input shape {input_shape!r} must be {_SHAPE.rule}")
     factory = load_factory(name)
     try:
         takes_classes = "num_classes" in inspect.signature(factory).parameters
@@ -301,7 +301,7 @@ def _from_factory(name: str, input_shape: tuple[int, int, int]) -> Space:
         classes_argument="num_classes" if takes_classes else None,
         width_argument=None,
         full_width=1.0,
-        input_shape=tuple(input_shape),
+        input_shape=input_shape,
         **{table: check_table(table, {}, "defaults") for table in _TABLES},
     )
 

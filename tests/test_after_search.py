@@ -5,12 +5,14 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 import autoslim
 from autoslim.channels.config import origin
 from autoslim.commands import plot as plotting
+from autoslim.commands import runs
 from autoslim.cost.budgets import Budgets
-from autoslim.errors import ModelError
+from autoslim.errors import ModelError, RunError
 from autoslim.search import progress
 from autoslim.search.progress import Progress
 from autoslim.slimmable import family
@@ -87,6 +89,49 @@ def test_images_that_were_trained_on_are_not_taken_for_held_out_ones(supernet, t
     for verb in (("evaluate", other), ("study", "widths", other, "--out", tmp_path / "out")):
         assert "the held-out images would not be the same" in refused(capsys, *verb)
     assert run("evaluate", other, "--data", "digits") == 0  # images that are named are taken as they are
+
+
+def test_a_data_function_that_draws_other_images_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "drawn_data.py").write_text(
+        "import torch\nfrom torch.utils.data import random_split\n"
+        "class Digits(torch.utils.data.Dataset):\n"
+        "    def __len__(self):\n        return 400\n"
+        "    def __getitem__(self, i):\n        return torch.full((1, 8, 8), i / 400), i % 4\n"
+        "seeded = lambda: random_split(Digits(), [300, 100], torch.Generator().manual_seed(0))\n"
+        "unseeded = lambda: random_split(Digits(), [300, 100])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("seeded", "unseeded"):
+        options = ("--data", f"drawn_data:{name}", "--epochs", 1, "--out", name, "--device", "cpu")
+        assert run("train", "digits_cnn", "--held-out", 100, *options) == 0
+    assert run("evaluate", "seeded") == 0
+    assert "has to return the same images every time" in refused(capsys, "search", "unseeded", "--flops-target", "60%")
+
+
+def test_a_file_that_is_called_otherwise_is_told(tmp_path, capsys):
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("ant", "bee"):
+            for i in range(count):
+                path = tmp_path / "set" / part / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 20 * i).convert("RGB").save(path)
+    options = ("--data", f"folder:{tmp_path / 'set'}", "--input-shape", "3,8,8", "--epochs", 1, "--held-out", 4)
+    assert run("train", "resnet20_cifar", *options, "--out", tmp_path / "run", "--device", "cpu") == 0
+    shutil.move(tmp_path / "set", tmp_path / "moved")
+    moved = changed(tmp_path / "run", tmp_path / "again", data=f"folder:{tmp_path / 'moved'}")
+    assert run("evaluate", moved) == 0
+    (tmp_path / "moved/train/ant/0.png").rename(tmp_path / "moved/train/ant/9.png")
+    assert "has other training images" in refused(capsys, "evaluate", moved)
+
+
+def test_another_run_is_told_from_where_it_differs(tmp_path):
+    amounts = [{"macs": 88000000.0, "params": 2000000.0}, {"macs": 59000000.0, "params": 1000000.0}]
+    runs.write_run(tmp_path, "search", amounts=amounts[:1], classes=["a", "b"])
+    with pytest.raises(RunError) as caught:
+        runs.write_run(tmp_path, "search", amounts=amounts, classes=["a", "c"])
+    assert "classes was ['a', 'b'], now ['a', 'c']" in str(caught.value)
+    before, _, now = str(caught.value).partition("amounts was ")[2].partition(";")[0].partition(", now ")
+    assert before.endswith("}]") and "59000000.0" in now
 
 
 def test_a_configuration_outside_the_run_is_scored_by_its_supernet(supernet, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The command line, in process: what each verb writes, prints and refuses."""
 
 import csv
+import importlib
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import autoslim
 from autoslim.commands import VERBS
 from autoslim.commands.search import load_supernet
 from autoslim.search.ranks import Ranks
-from cli import refused, run
+from cli import printed, refused, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -232,6 +233,58 @@ def test_a_training_tells_that_small_images_are_drawn_larger(tmp_path, monkeypat
         assert run("train", "small_nets:net", *options) == 0
         lines = [line for line in caplog.messages if "enlarged" in line]
         assert len(lines) == told and all("8x8 pixels" in line and "--input-shape 1,8,8" in line for line in lines)
+
+
+def test_images_and_costs_are_of_one_shape_that_need_not_be_square(tmp_path, monkeypatch, capsys):
+    (tmp_path / "oblong_nets.py").write_text(
+        "from torch import nn\nsizes = set()\ndef net(num_classes):\n    first = nn.Conv2d(1, 16, 3, padding=1)\n"
+        "    first.register_forward_pre_hook(lambda module, x: sizes.add(tuple(x[0].shape[1:])))\n"
+        "    return nn.Sequential(first, nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 8 * 12, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ("--data", "digits", "--input-shape", "1,8,12", "--epochs", 1)
+    assert run("train", "oblong_nets:net", *options, "--out", "run") == 0
+    found, _ = printed(capsys, "search", "run", "--flops-target", "60%")
+    ((_, channels),) = found["channels"].items()
+    assert found["input_shape"] == [1, 8, 12] and found["cost"]["macs"] == 8 * 12 * channels * (9 + 10)
+    (path,) = Path("run/search").glob("[0-9]*.json")
+    assert run("retrain", path, "--data", "digits", "--epochs", 1, "--out", "plain") == 0
+    assert importlib.import_module("oblong_nets").sizes == {(1, 8, 12)}
+
+
+def test_the_shape_of_images_replaces_that_of_a_space(capsys):
+    at = {shape: printed(capsys, "profile", "mobilenet_v2", *shape) for shape in ((), ("--input-shape", "3,112,112"))}
+    small, usual = sorted(found["macs"] for found in at.values())
+    assert 0.25 < small / usual < 0.28
+    assert "states its own" in refused(capsys, "profile", "mobilenet_v2-305M", "--input-shape", "3,112,112")
+
+
+def test_without_a_verb_there_is_the_whole_help(capsys):
+    for verbs in ((), ("study",)):
+        run(*verbs)
+        out, err = capsys.readouterr()
+        assert len((out + err).splitlines()) > 8 and "Usage: " in out + err
+
+
+def test_a_configuration_that_cannot_be_trained_is_refused_before_images_are_read(search, tmp_path, capsys):
+    document = json.loads((search / "300k.json").read_text())
+    for changes, words in (
+        ({"input_shape": None}, "has the input shape null"),
+        ({"input_shape": [[1, 8, 8], [1, 8, 8]]}, "has the input shape [[1, 8, 8], [1, 8, 8]]"),
+        ({"model": None}, "names no model to rebuild"),
+    ):
+        for joint in ((), ("--joint",)):
+            paths = [tmp_path / f"{name}.json" for name in ("a", "b")[: 1 + bool(joint)]]
+            for path in paths:
+                path.write_text(json.dumps(document | changes))
+            line = refused(capsys, "retrain", *paths, *joint, "--data", "folder:nowhere", "--out", tmp_path / "out")
+            assert f"{paths[0]} {words}" in line
+
+
+def test_studies_look_at_their_folder_first(supernet, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for study in ("widths", "stages", "calibration"):
+        assert "cannot be written" in refused(capsys, "study", study, supernet, "--out", tmp_path / "file")
 
 
 def test_a_fast_search_with_little_memory(supernet, tmp_path, capsys):

@@ -128,6 +128,8 @@ def test_flip_alone_and_centre_crop():
     pixels = images.images.numpy()
     ((plain, _),) = Loader(images, batch_size=40, image_size=6, **PLAIN)
     assert np.array_equal(plain.round().numpy(), pixels[:, :, 1:7, 3:9])
+    ((oblong, _),) = Loader(images, batch_size=40, image_size=(5, 12), **PLAIN)
+    assert np.array_equal(oblong.round().numpy(), pixels[:, :, 2:7])
     ((flipped, _),) = Loader(images, batch_size=40, image_size=6, flip=True, **PLAIN)
     middle = pixels[:, :, 1:7, 3:9]
     kinds = [

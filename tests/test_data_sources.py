@@ -121,6 +121,20 @@ def test_images_are_scaled_by_the_shorter_side_and_cropped(load, root):
     assert np.array_equal(data.train.images[4].permute(1, 2, 0).numpy(), expected)
 
 
+def test_networks_that_see_images_which_are_not_square(load, root):
+    tall = random_image(np.random.default_rng(0), 30, 12)
+    save(root / "train/ant/tall.png", tall)
+    data = load(image_size=(10, 6))
+    assert data.image_shape == data.train.image_shape == load(image_size=(10, 6)).test.image_shape == (3, 10, 6)
+    expected = Image.fromarray(tall).resize((6, 10), Image.Resampling.BILINEAR, box=(0, 5, 12, 25))
+    assert np.array_equal(data.train.images[4].permute(1, 2, 0).numpy(), np.asarray(expected))
+    assert load(image_size=(6, 10)).image_shape == (3, 6, 10)
+    photos = load(image_size=(112, 224))
+    assert photos.train.image_shape == (3, 128, 256) and photos.image_shape == (3, 112, 224)
+    assert load_data("digits", image_size=(8, 16)).train.image_shape == (1, 8, 16)
+    refused("digits", "image size (8, 0)", image_size=(8, 0))
+
+
 @pytest.mark.parametrize("sides", [(128, 96), (300, 500)])
 def test_photos_keep_a_margin_for_cropping(load, root, sides):
     rng = np.random.default_rng(0)

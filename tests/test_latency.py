@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from autoslim.cost import latency, latency_records, latency_table
 from autoslim.cost.latency import (
     Latency,
     LatencySetup,
+    _cpu_name,
     measure,
     measure_latency,
     remeasure,
@@ -573,6 +575,21 @@ def test_a_network_without_other_configurations_is_not_compared(tmp_path, capsys
     assert run(*args) == 0
     assert "no other configurations to compare predictions with" in capsys.readouterr().out
     assert printed(capsys, *args)["check"] is None
+
+
+def test_cpus_without_a_name_are_told_apart(monkeypatch):
+    files = {
+        "/proc/cpuinfo": "processor: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n\nprocessor: 1\nCPU part\t: 0xd05\n",
+        "/proc/device-tree/model": "Raspberry Pi 5 Model B\0",
+    }
+    monkeypatch.setattr("autoslim.cost.latency.Path.read_text", lambda path, **_: files[str(path)])
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    name = _cpu_name.__wrapped__
+    assert name() == "aarch64, implementer 0x41 part 0xd0b, Raspberry Pi 5 Model B"
+    files["/proc/cpuinfo"] = "processor : 0\nmodel name\t: AMD EPYC\nprocessor : 1\nmodel name\t: other\n"
+    assert name() == "AMD EPYC"
 
 
 def test_the_verb_says_that_width_does_not_help(tmp_path, capsys, faked):

@@ -20,8 +20,10 @@ import autoslim
 from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
 from autoslim.cost.memory import peak_memory_bytes
+from autoslim.errors import RunError
 from autoslim.files import held
 from autoslim.search.greedy import PICK_RULES
+from autoslim.search.ranks import Ranks
 from cli import refused, run
 
 ROOT = Path(__file__).parents[1]
@@ -458,3 +460,31 @@ def test_estimates_are_in_full_precision(supernet, tmp_path, capsys, precision):
     images = runs.load_images("digits", space.input_shape, settings["held_out"], 0, torch.device("cpu"))
     score = runs.supernet_evaluator(net, images, space.search).score(autoslim.ChannelConfig.load(found["path"]))
     assert (found["estimate"]["error"], found["estimate"]["loss"]) == pytest.approx((score.error, score.loss), rel=1e-6)
+
+
+def test_processes_that_see_other_folders_are_refused(supernet, tmp_path):
+    program = tmp_path / "elsewhere.py"
+    program.write_text(
+        "import os, sys\nfrom autoslim.commands import main\nos.chdir(sys.argv[1] + os.environ.get('RANK', '0'))\nmain(sys.argv[2:])\n"
+    )
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    search = [f"{tmp_path}/", *command(supernet, "out", targets=["80%"])]
+    assert start(search, program=[str(program)]).wait() == 0
+    before = contents(tmp_path / "0" / "out")
+    process = start(search, processes=2, program=[str(program)], stderr=subprocess.PIPE)
+    _, said = process.communicate()
+    assert process.returncode != 0 and b"all machines need the same supernet, and one --out" in said
+    assert contents(tmp_path / "0" / "out") == before
+
+
+def test_a_process_that_ends_is_told_by_the_others_in_one_line(monkeypatch):
+    def closed(*args, **kwargs):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534]\nConnection closed by peer")
+
+    ranks = Ranks()
+    ranks.count = 2
+    for name, call in (("barrier", ranks.wait), ("all_gather_object", lambda: ranks.share({0: 1}))):
+        monkeypatch.setattr(f"torch.distributed.{name}", closed)
+        with pytest.raises(RunError, match=r"another process of this command ended .*\(Connection closed by peer\)"):
+            call()

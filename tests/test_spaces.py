@@ -320,6 +320,12 @@ def test_minimal_file_gets_the_defaults(write):
     assert "sandwich" in space.train and "sandwich" not in space.retrain
 
 
+def test_the_shape_of_an_image_can_be_another_one(write):
+    assert load_space(write(MINIMAL), input_shape=[3, 96, 64]).input_shape == (3, 96, 64)
+    assert load_space("mobilenet_v2", input_shape=(3, 96, 96)).input_shape == (3, 96, 96)
+    assert "must be three whole numbers" in fails(ConfigError, load_space, "mobilenet_v2", input_shape=(96, 96))
+
+
 def test_file_values_replace_the_defaults(write):
     space = load_space(write(MINIMAL + "[train]\nlr = 1\nepochs = 3\n[search]\nheld_out = 500\n"))
     assert (space.train["lr"], space.train["epochs"], space.search["held_out"]) == (1.0, 3, 500)

@@ -70,6 +70,9 @@ def main(args: list[str] | None = None) -> None:
     try:
         cli.main(args=args, prog_name="autoslim", standalone_mode=False)
     except click.UsageError as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # of click 8.2 and later
+            error.show()
+            sys.exit(2)
         command = error.ctx.command_path if error.ctx else "autoslim"
         _stop(f"{error.format_message()} (see `{command} --help`)", 2)
     except click.ClickException as error:

@@ -116,17 +116,18 @@ def group_options(function):
 
 
 def shape_option(function):
-    """Add --input-shape, for networks that are given as pkg.module:factory."""
+    """Add --input-shape, None where it is left out."""
     return click.option(
         "--input-shape",
-        default="3,224,224",
-        show_default=True,
+        metavar="C,H,W",
         callback=_parse_shape,
-        help="C,H,W of one image, for a network given as pkg.module:factory.",
+        help="Shape of one image.  [default: that of the space; 3,224,224 of pkg.module:factory]",
     )(function)
 
 
-def _parse_shape(ctx, param, value: str) -> tuple[int, ...]:
+def _parse_shape(ctx, param, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
     try:
         shape = tuple(int(size) for size in value.split(","))
     except ValueError:

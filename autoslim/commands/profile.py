@@ -38,6 +38,8 @@ def profile(network, width, switches, latency, device, input_shape, as_json):
         options.print_json(document) if as_json else click.echo(_switch_table(document))
         return
     if is_config:
+        if input_shape:
+            raise ConfigError(f"--input-shape has no meaning for {network}, which states its own; leave it out")
         model, example, cost, label = _of_config(find_config(network), width)
     else:
         model, example, cost, label = _of_space(load_space(network, input_shape=input_shape), width)

@@ -1,5 +1,6 @@
 """autoslim retrain: a configuration, from scratch."""
 
+import json
 from pathlib import Path
 
 import click
@@ -70,10 +71,26 @@ def retrain_jointly(config_paths, data: str, out: Path, *, norm: str, seed: int,
     recipe = runs.override(check_table("retrain", first.provenance.get("retrain", {}), str(paths[0])), **overrides)
     if any(config.provenance.get("retrain", {}) != first.provenance.get("retrain", {}) for config in configs.values()):
         click.echo(f"the recipes of {', '.join(names)} differ; that of {names[0]} is taken for all", err=True)
+    for path in paths:
+        _check_takes_images(configs[path.stem], str(path))
     images = runs.load_images(data, first.input_shape, None, seed, runs.choose_device(device), skip_corrupt)
     configs = {name: runs.with_classes(config, len(images.classes)) for name, config in configs.items()}
     settings = {"data": data, "seed": seed, "skip_corrupt": skip_corrupt}
     return joint_run(configs, images, out, system="joint", norm=norm, recipe=recipe, space=None, **settings)
+
+
+def _check_model(config, where: str) -> None:
+    if config.model is None:
+        raise ConfigError(f'{where} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}')
+
+
+def _check_takes_images(config, where: str) -> None:
+    _check_model(config, where)
+    shape = config.input_shape or []
+    if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+        raise ConfigError(
+            f"{where} has the input shape {json.dumps(config.input_shape)}; to train on images, it has to be [C, H, W]"
+        )
 
 
 def load_network(config, where: str):
@@ -81,14 +98,12 @@ def load_network(config, where: str):
     import torch
 
     from autoslim.cost.table import CostTable
-    from autoslim.errors import ConfigError
     from autoslim.factories import build_model
     from autoslim.slimmable.family import group_options
     from autoslim.slimmable.materialize import example_input, materialize
     from autoslim.slimmable.supernet import Supernet
 
-    if config.model is None:
-        raise ConfigError(f'{where} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}')
+    _check_model(config, where)
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model)
     net = Supernet(model, example_input(config), divisor=config.divisor, **group_options(config.grouping))
@@ -118,6 +133,7 @@ def retrain_run(
     config = ChannelConfig.load(config_path)
     place = runs.choose_device(device)
     recipe = runs.override(check_table("retrain", config.provenance.get("retrain", {}), str(config_path)), **overrides)
+    _check_takes_images(config, str(config_path))
     images = runs.load_images(data, config.input_shape, None, seed, place, skip_corrupt)
     config = runs.with_classes(config, len(images.classes))
     network, cost = load_network(config, str(config_path))

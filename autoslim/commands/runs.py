@@ -1,7 +1,9 @@
 """Run folders, and the objects that are rebuilt from them."""
 
 import contextlib
+import hashlib
 import logging
+import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,8 +60,9 @@ def versions() -> dict[str, str]:
 class Images:
     """The image sets of a run: `train` and `search` share nothing; `test` is for the final evaluation only.
 
-    `search` is None where nothing is held out: a network that is retrained learns from all training images. `size` is the side
-    of what a network sees, `original_size` the (H, W) that images came in.
+    `search` is None where nothing is held out: a network that is retrained learns from all training images. `size` is the
+    (H, W) that a network sees, `original_size` what images came in, `digest` tells which images there are to train on, in which
+    order: the names of files, and labels.
     """
 
     train: ImageSet | FileImages
@@ -68,8 +71,9 @@ class Images:
     classes: tuple[str, ...]
     mean: list[float]
     std: list[float]
-    size: int
+    size: tuple[int, int]
     original_size: tuple[int, int]
+    digest: str
     device: torch.device
 
     def counts(self) -> dict[str, int]:
@@ -78,11 +82,12 @@ class Images:
 
     def tell_enlarged(self) -> None:
         """Log it where images are drawn twice as large or more, which takes four times as long and shows nothing new."""
-        height, width = self.original_size
-        if self.size >= 2 * min(height, width):
-            shape = f"{self.train.image_shape[0]},{min(height, width)},{min(height, width)}"
+        (high, wide), (height, width) = self.size, self.original_size
+        times = max(high / height, wide / width)
+        if times >= 2:
+            shape = f"{self.train.image_shape[0]},{round(high / times)},{round(wide / times)}"
             log.info("images of %dx%d pixels are enlarged to %dx%d, the network's input shape; --input-shape %s (of a factory) or "
-                     "another space takes them as they are", width, height, self.size, self.size, shape)  # fmt: skip
+                     "another space takes them as they are", width, height, wide, high, shape)  # fmt: skip
 
     def training(self, images, recipe: dict, seed: int) -> Loader:
         """Return shuffled, augmented batches."""
@@ -113,7 +118,8 @@ def load_images(
     Raises:
         DataError: the data cannot be read or split, or its images have other channels than the network takes.
     """
-    data = load_data(spec, image_size=input_shape[-1], skip_corrupt=skip_corrupt)
+    size = tuple(input_shape[1:])
+    data = load_data(spec, image_size=size, skip_corrupt=skip_corrupt)
     if data.image_shape[0] != input_shape[0]:
         raise DataError(
             f"the images of {spec!r} have {data.image_shape[0]} channels, the network takes {input_shape[0]}; "
@@ -121,7 +127,10 @@ def load_images(
         )
     train, search = (data.train, None) if held_out is None else split(data.train, held_out, seed)
     mean, std = channel_statistics(data.train)
-    return Images(train, search, data.test, data.classes, mean, std, input_shape[-1], data.original_size, device)
+    sha = hashlib.sha256(data.train.labels.numpy().tobytes() + "\0".join(data.names).encode())
+    return Images(
+        train, search, data.test, data.classes, mean, std, size, data.original_size, sha.hexdigest()[:16], device
+    )  # fmt: skip
 
 
 def run_images(run: Path, settings: dict, input_shape, device: torch.device, data: str | None = None) -> Images:
@@ -167,15 +176,21 @@ def held_out_images(run: Path, settings: dict, input_shape, device: torch.device
             "held-out images would not be the same; restore the data, or train again"
         )
     check_same_classes(settings, images, data)
+    if settings.get("images_digest", images.digest) != images.digest:
+        raise RunError(
+            f"{settings['data']!r} has other training images than the supernet was trained on, or in another order: the held-out "
+            "images would not be the same; restore the data (a function has to return the same images every time), or train again"
+        )
     return images
 
 
 def check_same_classes(settings: dict, images: Images, data: str) -> None:
     """Raise DataError unless the images have the classes, in their order, that the run was trained on."""
     if list(images.classes) != settings["classes"]:
+        before, now = _from_where_they_differ(settings["classes"], list(images.classes))
         raise DataError(
-            f"{data!r} has {len(images.classes)} classes ({_short(list(images.classes))}), the run was trained on "
-            f"{len(settings['classes'])} ({_short(settings['classes'])}); pass data with the same class names"
+            f"{data!r} has {len(images.classes)} classes ({now}), the run was trained on "
+            f"{len(settings['classes'])} ({before}); pass data with the same class names"
         )
 
 
@@ -238,12 +253,18 @@ def _differences(before: dict, now: dict, partly: bool, prefix: str = "") -> lis
             value = value if partly else {**dict.fromkeys(old), **value}
             found += _differences(old, value, partly, f"{prefix}{key}.")
         elif old != value:
-            found.append(f"{prefix}{key} was {_short(old)}, now {_short(value)}")
+            found.append("{}{} was {}, now {}".format(prefix, key, *_from_where_they_differ(old, value)))
     return found
 
 
-def _short(value) -> str:
-    text = repr(value)
+def _from_where_they_differ(*values) -> list[str]:
+    texts = [repr(value) for value in values]
+    start = len(os.path.commonprefix(texts)) - 10
+    longest = max(map(len, texts))
+    return [_short(text if longest <= 40 or start <= 10 else f"...{text[start:]}") for text in texts]
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

@@ -205,6 +205,7 @@ def _search(
     from autoslim.commands.budgets import open_budgets, read_terms
     from autoslim.commands.uniform import NOT_OF_FAMILY, Uniforms, uniform_sweep
     from autoslim.cost.amounts import KINDS
+    from autoslim.errors import RunError
     from autoslim.files import digest
     from autoslim.report.tables import write_spectrum
     from autoslim.search.engine import RACE
@@ -215,12 +216,16 @@ def _search(
 
     net, space, settings = supernet
     place = runs.choose_device(device)
+    supernet_digest = digest(run / "checkpoint.pt")
+    known = [digest(out / name) if (out / name).exists() else None for name in ("config.json", "trace.csv")]
+    if len(set(map(str, ranks.share({ranks.rank: (supernet_digest, *known)}).values()))) > 1:
+        raise RunError(f"processes find other files in {run} or {out}; all machines need the same supernet, and one --out")
     budget = _memory_budget(memory_budget, out) or ranks.memory_budget(place)
     images = runs.held_out_images(run, settings, space.input_shape, place)
     about = {
         "data": settings["data"],
         "seed": settings["seed"],
-        "supernet": digest(run / "checkpoint.pt"),
+        "supernet": supernet_digest,
         "images": len(images.search),
     }
     rules = {**space.search, **{k: v for k, v in (("score", score), ("pick", pick)) if v}, "order": order}

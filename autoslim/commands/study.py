@@ -7,7 +7,7 @@ import click
 from autoslim.commands import options
 from autoslim.commands.rank import rank
 from autoslim.errors import ConfigError, RunError
-from autoslim.files import write_csv, write_json
+from autoslim.files import probe_writable, write_csv, write_json
 
 out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of table and picture.")
 runs_argument = click.argument("run", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -105,6 +105,7 @@ def stages(run, ratio, points, out, device, as_json):
     """
     from autoslim.report.stages import describe_stages, draw_stages
 
+    probe_writable(out)
     rows = stages_study(list(run), ratio, points, device)
     found = describe_stages(rows, ratio=ratio)
     write_csv(out / "stages.csv", rows)
@@ -128,6 +129,7 @@ def calibration(run, configurations, out, device, as_json):
 
     Writes calibration.csv.
     """
+    probe_writable(out)
     rows = calibration_study(list(run), configurations, device)
     write_csv(out / "calibration.csv", rows)
     _tell(as_json, rows, _calibration_table, out / "calibration.csv")
@@ -138,6 +140,7 @@ def widths_study(folders: list[Path], widths: list[float] | None, out: Path, dev
     from autoslim.commands.trained import at_widths, open_run
     from autoslim.report.widths import draw_widths
 
+    probe_writable(out)
     opened = _labelled([open_run(folder, device) for folder in folders])
     bounds = [run.bounds() for run in opened]
     if widths is None:

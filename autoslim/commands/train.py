@@ -120,6 +120,7 @@ def train_run(
     runs.write_run(
         out, "supernet", system=system, space=runs.space_to_json(space), data=data, held_out=held_out, seed=seed,
         classes=list(images.classes), skip_corrupt=skip_corrupt, images=images.counts(),
+        images_digest=images.digest,
     )  # fmt: skip
     train_supernet(
         net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(space.train), from_scratch=True,

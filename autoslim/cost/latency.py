@@ -5,10 +5,12 @@ import functools
 import math
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -113,11 +115,22 @@ class LatencySetup:
 
 @functools.cache
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    if known.get("model name"):
+        return known["model name"]
+    names = [platform.processor() or platform.machine()]
+    if "CPU part" in known:  # Linux on ARM, which has no names for CPUs
+        names.append(f"implementer {known.get('CPU implementer')} part {known['CPU part']}")
+    with contextlib.suppress(OSError):
+        names.append(Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n "))
+    if platform.system() == "Darwin":
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            brand = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            names.append(subprocess.run(brand, capture_output=True, text=True, check=True).stdout.strip())
+    return ", ".join(name for name in names if name)
 
 
 @contextlib.contextmanager

@@ -15,37 +15,36 @@ from autoslim.errors import DataError
 LARGE_IMAGES = 96
 
 
-def stored_side(image_size: int) -> int:
-    """Return the side at which photos are stored for networks that see `image_size` pixels.
+def with_margin(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (H, W) at which photos are stored for networks that see images of a size.
 
     Large images keep the usual margin for cropping, 256 pixels for 224 (Krizhevsky et al. 2012, section 4.1).
     """
-    return round(image_size * 256 / 224) if image_size >= LARGE_IMAGES else image_size
+    return (round(size[0] * 256 / 224), round(size[1] * 256 / 224)) if min(size) >= LARGE_IMAGES else size
 
 
-def stored_size(paths: Iterable[str], image_size: int | None) -> tuple[int, int]:
+def stored_size(paths: Iterable[str], wanted: tuple[int, int] | None) -> tuple[int, int]:
     """Choose the (H, W) at which a folder's images are stored.
 
-    Images that all have one size keep it where that is `image_size` square or where no size is asked for. Headers
+    Images that all have one size keep it where that is the wanted (H, W) or where none is asked for. Headers
     are read only until two sizes differ. Files that cannot be opened are passed over.
 
     Raises:
-        DataError: the sizes differ and `image_size` is None, or no file can be opened.
+        DataError: the sizes differ and no size is wanted, or no file can be opened.
     """
-    if image_size is not None and stored_side(image_size) == image_size:
-        return image_size, image_size
+    if wanted is not None and with_margin(wanted) == wanted:
+        return wanted
     first: tuple[str, tuple[int, int]] | None = None
-    wanted = None if image_size is None else (image_size, image_size)
     for path, (height, width) in read_sizes(paths):
         if first is None:
             first = path, (height, width)
-        if image_size is None and (height, width) != first[1]:
+        if wanted is None and (height, width) != first[1]:
             raise DataError(
                 f"image sizes differ: {first[0]} is {first[1][1]}x{first[1][0]}, {path} is {width}x{height}; "
                 "pass an image size to bring all to one"
             )
         if wanted is not None and (height, width) != wanted:
-            return stored_side(image_size), stored_side(image_size)
+            return with_margin(wanted)
     if first is None:
         raise DataError("none of the files can be opened as an image; check that they are complete")
     return first[1]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from autoslim.data.cache import cache_folder, cache_key, read_array, write_array
-from autoslim.data.decode import decode_files, read_sizes, stored_side, stored_size
+from autoslim.data.decode import decode_files, read_sizes, stored_size, with_margin
 from autoslim.data.images import FileImages, ImageSet
 from autoslim.errors import DataError
 
@@ -103,12 +103,13 @@ def find_parts(root: Path) -> tuple[Listing, Listing, list[str]]:
 def load_folder(
     root: Path,
     *,
-    image_size: int | None,
+    size: tuple[int, int] | None,
     skip_corrupt: bool,
     cache_dir: str | os.PathLike | None,
     memory_limit: int,
-) -> tuple[ImageSet | FileImages, ImageSet | FileImages, list[str], tuple[int, int]]:
-    """Read a data folder: training images, test images, class names, the (H, W) of the first image's file.
+) -> tuple[ImageSet | FileImages, ImageSet | FileImages, list[str], tuple[int, int], list[str]]:
+    """Read a data folder: training images, test images, class names, the (H, W) of the first image's file, and the paths of the
+    training images in the folder.
 
     Pixels are decoded once and cached outside the folder. Where they would take more than `memory_limit` bytes the
     files are decoded batch by batch instead, and are checked beforehand only if corrupt ones are to be skipped.
@@ -119,13 +120,13 @@ def load_folder(
     train, test, classes = find_parts(root)
     paths = train.paths + test.paths
     labels = np.array(train.labels + test.labels, dtype=np.int64)
-    key = cache_key(train.stats + test.stats, image_size, skip_corrupt)
+    key = cache_key(train.stats + test.stats, size, skip_corrupt)
     pixels_file = cache_folder(cache_dir) / f"{key}.npy"
     kept_file = cache_folder(cache_dir) / f"{key}.kept.npy"
 
     kept = read_kept(kept_file, len(paths)) if skip_corrupt else np.arange(len(paths))
-    pixels = None if kept is None else read_pixels(pixels_file, len(kept), image_size)
-    size = stored_size(paths, image_size) if pixels is None else pixels.shape[1:3]
+    pixels = None if kept is None else read_pixels(pixels_file, len(kept), size)
+    size = stored_size(paths, size) if pixels is None else pixels.shape[1:3]
     in_memory = len(paths) * size[0] * size[1] * 3 <= memory_limit
 
     if kept is None or (in_memory and pixels is None):
@@ -142,12 +143,13 @@ def load_folder(
 
     original = next((found for _, found in read_sizes(paths)), size)
     border = int(np.searchsorted(kept, len(train.paths)))
+    names = [train.stats[index][0] for index in kept[:border]]
     targets = torch.from_numpy(labels[kept])
     if not in_memory:
         chosen = FileImages([paths[index] for index in kept], targets, size)
-        return chosen.subset(range(border)), chosen.subset(range(border, len(kept))), classes, original
+        return chosen.subset(range(border)), chosen.subset(range(border, len(kept))), classes, original, names
     images = torch.from_numpy(np.array(pixels) if isinstance(pixels, np.memmap) else pixels).permute(0, 3, 1, 2)
-    return ImageSet(images[:border], targets[:border]), ImageSet(images[border:], targets[border:]), classes, original
+    return ImageSet(images[:border], targets[:border]), ImageSet(images[border:], targets[border:]), classes, original, names
 
 
 def read_kept(path: Path, files: int) -> np.ndarray | None:
@@ -159,13 +161,12 @@ def read_kept(path: Path, files: int) -> np.ndarray | None:
     return kept if kept[0] >= 0 and kept[-1] < files and (np.diff(kept) > 0).all() else None
 
 
-def read_pixels(path: Path, images: int, image_size: int | None) -> np.ndarray | None:
+def read_pixels(path: Path, images: int, size: tuple[int, int] | None) -> np.ndarray | None:
     """Read cached pixels, uint8 [images, H, W, 3]; None where they are missing or have another shape."""
     pixels = read_array(path, np.uint8)
     if pixels is None or pixels.ndim != 4 or pixels.shape[0] != images or pixels.shape[3] != 3:
         return None
-    sides = (image_size, stored_side(image_size)) if image_size is not None else pixels.shape[1:3]
-    return pixels if image_size is None or pixels.shape[1] == pixels.shape[2] in sides else None
+    return pixels if size is None or pixels.shape[1:3] in (size, with_margin(size)) else None
 
 
 def report_skipped(paths: list[str], kept: np.ndarray) -> None:

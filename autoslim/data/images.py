@@ -57,12 +57,12 @@ class ImageSet:
         chosen.labels = self.labels[indices]
         return chosen
 
-    def resized(self, size: int | None) -> ImageSet:
-        """Return the images at [size, size], bilinear with antialiasing; this set where nothing changes."""
-        if size is None or self.image_shape[1:] == (size, size):
+    def resized(self, size: tuple[int, int] | None) -> ImageSet:
+        """Return the images at (H, W), bilinear with antialiasing; this set where nothing changes."""
+        if size is None or self.image_shape[1:] == size:
             return self
         parts = self.images.split(1024)
-        resized = [F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in parts]
+        resized = [F.interpolate(part, size, mode="bilinear", antialias=True) for part in parts]
         return ImageSet(torch.cat(resized), self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:

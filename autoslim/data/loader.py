@@ -32,7 +32,7 @@ class Loader:
         pad: pixels, for "pad".
         min_scale: least share of the area that a box covers, for "resized".
         flip: mirror half of the images left to right.
-        image_size: side of the square images that come out; None keeps the stored size.
+        image_size: (H, W) of the images that come out, or the side of square ones; None keeps the stored size.
         shuffle: draw a new order every epoch.
         seed: of the order and of the augmentation.
         device: where the batches are computed and stay.
@@ -53,7 +53,7 @@ class Loader:
         pad: int = 4,
         min_scale: float = 0.25,
         flip: bool = False,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         shuffle: bool = False,
         seed: int = 0,
         device: str | torch.device = "cpu",
@@ -77,7 +77,8 @@ class Loader:
             raise DataError(f"pad {pad} is below 0; pass a number of pixels")
         if not 0 < min_scale <= 1:
             raise DataError(f"min_scale {min_scale} must be above 0 and at most 1")
-        if image_size is not None and not 1 <= image_size <= min(high, wide):
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size or (high, wide)
+        if not (1 <= size[0] <= high and 1 <= size[1] <= wide):
             raise DataError(
                 f"image size {image_size} is not between 1 and the stored {wide}x{high} pixels; "
                 f"load the data with image_size={image_size}"
@@ -88,7 +89,7 @@ class Loader:
         self.pad = pad
         self.min_scale = min_scale
         self.flip = flip
-        self.size = (high, wide) if image_size is None else (image_size, image_size)
+        self.size = size
         self.shuffle = shuffle
         self.seed = seed
         self.device = torch.device(device)
@@ -154,7 +155,7 @@ class Loader:
             yield waiting.result()
 
     def _augment(self, pixels: Tensor, generator: Generator) -> Tensor:
-        """Turn uint8 [B, H, W, C] into normalised float32 [B, size, size, C]."""
+        """Turn uint8 [B, H, W, C] into normalised float32 [B, *size, C]."""
         batch, high, wide, _ = pixels.shape
         flips = augment.draw_flips(batch, generator) if self.flip else None
         if self.crop == "resized":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +22,17 @@ FORMS = "digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, folder:DIR or pkg
 class Data:
     """A classification data set: images to train on, images only the final evaluation may see, class names.
 
-    `image_size` is what was asked for; photos are stored larger than that, to leave room for crops. `original_size` is the (H, W)
-    that images came in, of a folder that of the first one.
+    `image_size` is the (H, W) that was asked for; photos are stored larger than that, to leave room for crops. `original_size` is
+    the (H, W) that images came in, of a folder that of the first one. `names` are the paths of a folder's training images in it.
     """
 
     spec: str
     train: ImageSet | FileImages
     test: ImageSet | FileImages
     classes: tuple[str, ...]
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None
     original_size: tuple[int, int] | None = None
+    names: Sequence[str] = ()
 
     @property
     def num_classes(self) -> int:
@@ -39,15 +41,15 @@ class Data:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) that a network is to see: `image_size` square where one was asked for, else as stored."""
-        channels, height, width = self.train.image_shape
-        return (channels, height, width) if self.image_size is None else (channels, self.image_size, self.image_size)
+        """(C, H, W) that a network is to see: `image_size` where one was asked for, else as stored."""
+        channels, *stored = self.train.image_shape
+        return channels, *(self.image_size or stored)
 
 
 def load_data(
     spec: str,
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     skip_corrupt: bool = False,
     cache_dir: str | os.PathLike | None = None,
     memory_limit: int = 8 * 2**30,
@@ -58,8 +60,8 @@ def load_data(
         spec: `digits` (8x8 grey images that come with scikit-learn), `cifar10:DIR`, `cifar100:DIR`,
             `fashion-mnist:DIR` (as torchvision stores them), `folder:DIR` (train/CLASS/* and test/CLASS/* or
             val/CLASS/*), or `pkg.module:function` (returns train and test; the working directory is searched too).
-        image_size: side of the square images a network is to see. Images of a folder are scaled by their shorter
-            side and cropped; from 96 pixels on they are stored with a margin of 256 : 224. Others are resized.
+        image_size: (H, W) of the images a network is to see, or the side of square ones. Images of a folder are scaled until
+            they cover it and cropped; from 96 pixels on they are stored with a margin of 256 : 224. Others are resized.
         skip_corrupt: leave out corrupt images of a folder, with a logged warning, instead of raising.
         cache_dir: where decoded folders are kept; $AUTOSLIM_CACHE, else ~/.cache/autoslim.
         memory_limit: bytes of pixels beyond which a folder is decoded batch by batch.
@@ -67,8 +69,10 @@ def load_data(
     Raises:
         DataError: the data set is unknown, missing, incomplete or damaged.
     """
-    if image_size is not None and image_size < 1:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and min(size) < 1:
         raise DataError(f"image size {image_size} is below 1; pass a number of pixels")
+    names: Sequence[str] = ()
     scheme, _, place = spec.partition(":")
     if spec == "digits":
         train, test, classes = load_digits()
@@ -78,9 +82,9 @@ def load_data(
         root = Path(place).expanduser()
         try:
             if scheme == "folder":
-                train, test, classes, original = load_folder(
+                train, test, classes, original, names = load_folder(
                     root,
-                    image_size=image_size,
+                    size=size,
                     skip_corrupt=skip_corrupt,
                     cache_dir=cache_dir,
                     memory_limit=memory_limit,
@@ -103,14 +107,14 @@ def load_data(
         raise DataError(f"unknown data set {spec!r}; known forms are {FORMS}")
     if scheme != "folder":
         original = train.image_shape[1:]
-        train, test = train.resized(image_size), test.resized(image_size)
+        train, test = train.resized(size), test.resized(size)
         if train.image_shape != test.image_shape:
             raise DataError(
                 f"{spec}: train images are {list(train.image_shape)}, test images {list(test.image_shape)}; "
                 "make them one shape [C, H, W]"
             )
     check_labels(spec, train.labels, test.labels, len(classes))
-    return Data(spec, train, test, tuple(classes), image_size, original)
+    return Data(spec, train, test, tuple(classes), size, original, names)
 
 
 def check_labels(spec: str, train: torch.Tensor, test: torch.Tensor, classes: int) -> None:

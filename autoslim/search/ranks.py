@@ -1,10 +1,11 @@
 """The processes that share the work of a search (torchrun)."""
 
+import contextlib
 import logging
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch.utils._pytree import tree_map
 
 from autoslim.allocator import machine_memory
+from autoslim.errors import RunError
 
 log = logging.getLogger("autoslim")
 WAIT = timedelta(days=7)  # the first process may measure latencies for hours before the others go on
@@ -98,7 +100,8 @@ class Ranks:
     def wait(self) -> None:
         """Wait until all processes are here: over gloo, so that no GPU is kept busy, and that one which ended is noticed."""
         if self.count > 1:
-            dist.barrier()
+            with _while_all_run():
+                dist.barrier()
 
     def own(self, items: Iterable[int]) -> list[int]:
         """Return the items that are this process's to work on."""
@@ -112,9 +115,20 @@ class Ranks:
         if Ranks._gpus is not None:
             self.wait()
         gathered: list = [None] * self.count
-        dist.all_gather_object(gathered, results, group=Ranks._gpus)
+        with _while_all_run():
+            dist.all_gather_object(gathered, results, group=Ranks._gpus)
         merged = {key: value for part in gathered for key, value in part.items()}
         return dict(sorted(merged.items()))
+
+
+@contextlib.contextmanager
+def _while_all_run() -> Iterator[None]:
+    """Say in one line that another process ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error).strip().rpartition("\n")[2]
+        raise RunError(f"another process of this command ended or cannot be reached, see what it says ({told})") from error
 
 
 def _card(device: torch.device) -> tuple[str, str]:
