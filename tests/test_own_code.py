@@ -1,5 +1,6 @@
 """Code that users write in forward: branches, modules made on the way, objects returned, parts that run several times."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import autoslim
 from autoslim.errors import ModelError
@@ -255,3 +257,111 @@ def test_a_module_that_is_registered_twice_in_an_untraceable_network():
     net.set(net.narrowest())
     plain = autoslim.materialize(net).eval()
     torch.testing.assert_close(net.eval()(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+class InPlace(nn.Module):
+    """Reads a value again that a module has changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True)
+        self.a, self.b, self.out = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.b(self.relu(self.a(self.relu(x))))
+        return self.out((x + y).mean((2, 3)))
+
+
+class Normalises(nn.Module):
+    """Writes into its input, by a method or by a module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.first = nn.ELU(inplace=True) if module else None
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x) if self.first is not None else x.sub_(0.5).mul_(2)
+        return self.out(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x, k):
+        return self.out(self.b(self.a(x * k).relu()).relu().mean((2, 3)))
+
+
+class OfBatch(nn.Module):
+    """Normalises by the statistics of the batch at all times."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.b(F.batch_norm(self.a(x), None, None, training=True).relu()).mean((2, 3)))
+
+
+class Squeezes(Scaled):
+    def forward(self, x):
+        return self.out(self.b(self.a(x).relu()).mean((2, 3), keepdim=True).squeeze())
+
+
+def batches(*sizes, numbers=()):
+    generator = torch.Generator().manual_seed(3)
+    found = [(torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in sizes]
+    return [((x, k), y) for (x, y), k in zip(found, numbers)] if numbers else found
+
+
+@pytest.mark.parametrize(
+    "model, given",
+    [
+        (InPlace, batches(40)),
+        (lambda: Normalises(False), batches(40)),
+        (lambda: Normalises(True), batches(40)),
+        (Scaled, batches(20, 20, numbers=(1.0, 5.0))),
+        (OfBatch, batches(100)),
+        (Squeezes, batches(100, 29)),
+    ],
+    ids=["in-place", "writes-input", "writes-input-by-module", "numbers", "of-batch", "squeezes"],
+)
+def test_searches_score_what_the_network_does(model, given):
+    torch.manual_seed(0)
+    example = given[0][0]
+    net = autoslim.Supernet(model(), tree_map(lambda t: t[:2] if isinstance(t, torch.Tensor) else t, example), divisor=1, steps=4)
+    before = copy.deepcopy(given)
+    taken = {}
+    for effort in ("exact", "whole"):
+        options = {"score": "loss", "targets": {"macs": ["60%"]}, "effort": "exact", "trace": (trace := autoslim.SearchTrace())}
+        if effort == "whole":
+            options["evaluator"] = autoslim.SupernetEvaluator(net, given, given)
+        (point,) = autoslim.greedy_search(net, given, calibration=given, **options)
+        taken[effort] = [(c.group, c.width, c.loss) for c in trace.path_taken()]
+    assert [step[:2] for step in taken["exact"]] == [step[:2] for step in taken["whole"]]
+    assert [step[2] for step in taken["exact"]] == pytest.approx([step[2] for step in taken["whole"]], rel=1e-5)
+    for (x, _), (kept, _) in zip(given, before):
+        torch.testing.assert_close(x, kept, rtol=0, atol=0)
+
+
+def test_a_network_that_is_trained_between_points_is_scored_as_it_is():
+    torch.manual_seed(0)
+    given, trace = batches(60), autoslim.SearchTrace()
+    net = autoslim.Supernet(Squeezes(), given[0][0][:2], divisor=1, steps=4)
+    options = {"targets": {"macs": ["80%", "60%"]}, "effort": "exact", "score": "loss", "trace": trace}
+    points = autoslim.greedy_search(net, given, calibration=given, **options)
+    next(points)
+    done = len(trace.path_taken())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.3)
+    list(points)
+    widths, whole = dict(net.full().widths), autoslim.SupernetEvaluator(net, given, given)
+    for i, taken in enumerate(trace.path_taken()):
+        widths |= {taken.group: taken.width} if taken.group else {}
+        if i >= done:
+            assert whole.score(net.make_config(list(widths.values()))).loss == pytest.approx(taken.loss, rel=1e-5)
+    assert len(trace.path_taken()) > done

@@ -156,7 +156,8 @@ def test_images_that_are_judged_by_others_stay_in_their_batches(kind, largest, s
     # One image is far above all others: at one of those places that the batches to compare are drawn from first, or last.
     x[torch.randperm(256, generator=torch.Generator().manual_seed(0))[largest]] *= 1000
     data = [(x[:100], labels[:100]), (x[100:], labels[100:])]
-    given = list(zip(x.split(size), labels.split(size)))
+    # Where any three images show it, batches are not cut to the size that a CPU takes best.
+    given = data if kind is not ByOne else list(zip(x.split(size), labels.split(size)))
     found = []
     for evaluator in (parts := PartialEvaluator(net, data, calibration), SupernetEvaluator(net, given, calibration)):
         trace = autoslim.SearchTrace()

@@ -552,6 +552,16 @@ def test_scores_that_are_no_numbers_meet_no_label(broken):
     assert wrong.tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("shape", [(10,), (4, 6, 5)])
+def test_what_images_cost_is_found_for_some_of_them_at_a_time(shape, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(7, *shape, generator=generator), torch.randint(0, 4, (7, *shape[1:]), generator=generator)
+    whole = costs_of(logits, target)
+    for count in (1, 250, 10**9):
+        monkeypatch.setattr("autoslim.search.scored.SCORES_AT_ONCE", count)
+        assert torch.equal(costs_of(logits, target), whole)
+
+
 class Shows(nn.Module):
     """A network that gives the same scores whatever it sees."""
 

@@ -89,8 +89,10 @@ class _Result:
         tensors = {name: axes for name, axes in own.items() if any(axes)}
         calls, fixed_macs = self._calls()
         steps = steps_of(self._flow, {root: group.name for root, group in groups.items()})
-        opaque, branches = dict(self._flow.traced.opaque), tuple(self._flow.branches)
-        return ChannelMap(free, frozen, tensors, self._sizes(), calls, fixed_macs, opaque, steps, branches)
+        traced, branches = self._flow.traced, tuple(self._flow.branches)
+        return ChannelMap(
+            free, frozen, tensors, self._sizes(), calls, fixed_macs, dict(traced.opaque), steps, branches, traced.writes_inputs
+        )  # fmt: skip
 
     def _group(self, root: Source, sources: list[Source], members: tuple[str, ...]) -> ChannelGroup:
         ties = self._flow.ties

@@ -13,7 +13,8 @@ from autoslim.channels.costs import layer_macs
 from autoslim.channels.flow import OUTPUT
 from autoslim.channels.isolation import same_randomness
 from autoslim.channels.map import ChannelGroup, ChannelMap, Run, Step
-from autoslim.channels.trace import as_inputs, location, share_copy, told
+from autoslim.channels.trace import are_written, as_inputs, copied, share_copy
+from autoslim.channels.where import location, told
 from autoslim.errors import ConfigError, ModelError
 
 
@@ -79,6 +80,7 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
         opaque=opaque | {name: why for part in parts for name, why in part.opaque.items()},
         steps=parts[0].steps if len(parts) == 1 else (),
         branches=tuple(line for part in parts for line in part.branches),
+        writes_inputs=seen.writes_inputs,
         whole=False,
     )
 
@@ -155,6 +157,7 @@ class _Seen:
     inputs: dict[str, tuple] = field(default_factory=dict)
     layers: list[_Layer] = field(default_factory=list)
     batch: int = 1
+    writes_inputs: bool = False
 
     def of_all_calls(self, found: ChannelMap, name: str) -> ChannelMap:
         """Return the map of a module with the multiply-adds of all its calls, for one image of the network.
@@ -179,7 +182,7 @@ class _Seen:
 
 def _run(model: nn.Module, example) -> _Seen:
     seen, calls = _Seen(), Counter()
-    copied = share_copy(model).eval()
+    model_copy, inputs = share_copy(model).eval(), copied(as_inputs(example))
 
     def watch(name: str, module: nn.Module) -> None:
         parents = [name[: i if i >= 0 else None] for i in (-1, *(i for i, letter in enumerate(name) if letter == "."))]
@@ -196,17 +199,18 @@ def _run(model: nn.Module, example) -> _Seen:
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after, with_kwargs=True)
 
-    for name, module in copied.named_modules():
+    for name, module in model_copy.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             watch(name, module)
     try:
         with torch.no_grad(), same_randomness():
-            copied(*as_inputs(example))
+            model_copy(*inputs)
     except Exception as error:
         where = f"{told(error)} at {location(error)}"
         raise ModelError(f"{type(model).__name__} does not run on the example ({where}); pass an input that it takes") from error
     first = next(iter(seen.inputs.values()), None)
     seen.batch = first[0].shape[0] if first else 1
+    seen.writes_inputs = are_written(inputs)
     return seen
 
 

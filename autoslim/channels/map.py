@@ -101,6 +101,7 @@ class ChannelMap:
         opaque: modules that could not be traced, with the reason.
         steps: the inference graph, for drawing.
         branches: the lines of forward whose branches are others at some widths.
+        writes_inputs: whether forward writes into the tensors that it is given.
         whole: whether the network was traced from its inputs; False where only modules inside it were.
     """
 
@@ -113,4 +114,5 @@ class ChannelMap:
     opaque: dict[str, str]
     steps: tuple[Step, ...] = ()
     branches: tuple[str, ...] = ()
+    writes_inputs: bool = False
     whole: bool = True

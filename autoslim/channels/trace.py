@@ -2,10 +2,7 @@
 
 import contextlib
 import copy
-import linecache
 import operator
-import os
-import sys
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field
 
@@ -16,9 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from autoslim.channels.isolation import same_globals, same_randomness
 from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, plain_functions, read_size, tracing
 from autoslim.channels.rules.table import RULES
+from autoslim.channels.where import caller, location, told
 from autoslim.errors import ModelError
-
-_INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 
 @dataclass
@@ -30,12 +26,14 @@ class Trace:
         modules: every module of a copy of the network on the meta device, by its first name.
         batch_size: size of the first axis of the inputs that were traced.
         opaque: modules that could not be traced into, with the reason.
+        writes_inputs: whether forward writes into the tensors that it is given.
     """
 
     graphs: dict[str, fx.Graph]
     modules: dict[str, nn.Module]
     batch_size: int
     opaque: dict[str, str] = field(default_factory=dict)
+    writes_inputs: bool = False
 
 
 def as_inputs(example) -> tuple:
@@ -46,6 +44,11 @@ def as_inputs(example) -> tuple:
 def to_device(example, device: torch.device):
     """Move every tensor of one or several inputs (nested in dicts, lists or tuples) to a device."""
     return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, torch.Tensor) else t, example)
+
+
+def copied(values):
+    """Return tensors, or what holds them, that can be written to without a trace."""
+    return tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, values)
 
 
 def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
@@ -111,7 +114,12 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
         for mode in ("eval", "train"):
             skeleton.train(mode == "train")
             graphs[mode] = _trace_mode(job)
-    return Trace(graphs, dict(skeleton.named_modules()), batch_size, job.opaque)
+    return Trace(graphs, dict(skeleton.named_modules()), batch_size, job.opaque, are_written(inputs))
+
+
+def are_written(inputs) -> bool:
+    """Tell whether fresh tensors have been written to."""
+    return any(t._version for t in tree_leaves(inputs) if isinstance(t, torch.Tensor))
 
 
 def _meta_input(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -272,7 +280,7 @@ class _Tracer(fx.Tracer):
             return node
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if kind != "output":
-            node.meta["where"] = _caller()
+            node.meta["where"] = caller()
             node.meta["value"] = self._evaluate(node)
         return node
 
@@ -368,33 +376,3 @@ def run_node(node: fx.Node, args: tuple, kwargs: dict, root: nn.Module):
     if node.target is read_size:
         return getattr(root.get_submodule(args[0]), args[1])
     return node.target(*args, **kwargs)
-
-
-def _caller() -> str:
-    """Name the line of the user's forward that is running: `folder/file.py:12: code`."""
-    frame = sys._getframe(2)
-    while frame and frame.f_code.co_filename.startswith(_INTERNAL):
-        frame = frame.f_back
-    return _place(frame.f_code.co_filename, frame.f_lineno) if frame else "?"
-
-
-def told(error: BaseException) -> str:
-    """Return kind and first line of an error."""
-    first = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
-def location(error: BaseException) -> str:
-    """Name the innermost line of the user's code that an exception passed through."""
-    steps, traceback = [], error.__traceback__
-    while traceback:
-        steps.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
-        traceback = traceback.tb_next
-    own = [s for s in steps if not s[0].startswith(_INTERNAL)]
-    return _place(*(own or steps)[-1])
-
-
-def _place(filename: str, line: int) -> str:
-    code = linecache.getline(filename, line).strip()
-    short = os.sep.join(filename.split(os.sep)[-2:])
-    return f"{short}:{line}: {code}" if code else f"{short}:{line}"

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.isolation import same_globals, same_randomness
-from autoslim.channels.trace import Untraceable, as_inputs, location, share_copy, told
+from autoslim.channels.trace import Untraceable, as_inputs, share_copy
+from autoslim.channels.where import location, told
 from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from autoslim.channels.trace import told
+from autoslim.channels.where import told
 from autoslim.errors import RunError
 
 

@@ -14,7 +14,7 @@ from autoslim.channels.trace import as_inputs
 from autoslim.cost.amounts import KINDS
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
-from autoslim.search.evaluate import Score, SupernetEvaluator, on_cpu, scored_alone, to_measure
+from autoslim.search.evaluate import Score, SupernetEvaluator, can_be_cut, on_cpu, to_measure
 from autoslim.search.keep import Keeping, kept_of
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.places import alike, equal, same_anywhere
@@ -79,7 +79,7 @@ class PartialEvaluator(SupernetEvaluator):
         self._calibration = to_measure(net, self._calibration)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
-        alone = scored_alone(net)
+        alone = can_be_cut(net, self._images)
         self.batch = min(batch_of(net), self._most)
         self._sorts = alone and len(self._images.shapes()) == 1
         self._images = self._images.joined() if self._sorts else self._images
@@ -98,6 +98,7 @@ class PartialEvaluator(SupernetEvaluator):
         # Operations whose values go along with an image into another batch; None where images stay as they were given.
         self._moving: frozenset[int] | None = None
         self.base: Scored | None = None
+        self._weights: list[tuple[int, int]] = []  # where the parameters were, and how often they had been written to
         self._values = Values()
         self._last: dict[str, Scored] = {}  # of every candidate
         self._candidates = self._seen = 0  # since it was chosen what to keep, and the images that they saw
@@ -153,6 +154,10 @@ class PartialEvaluator(SupernetEvaluator):
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
+        weights = [(p.data_ptr(), p._version) for p in self.net.parameters()]
+        if weights != self._weights:  # trained on since the last step
+            self.forget()
+            self._weights = weights
         with self._or_forget():
             if self._arranged_for != (effort, step.score):
                 self._arrange(effort, step.score)

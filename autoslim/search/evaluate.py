@@ -153,6 +153,22 @@ def to_measure(net: Supernet, calibration: Samples) -> Samples:
     return Samples([first], next(net.parameters()).device, labels=False) if nothing else calibration
 
 
+@torch.inference_mode()
+def can_be_cut(net: Supernet, images: Samples) -> bool:
+    """Tell whether an image gets the same scores, and one label, in a batch of any size."""
+    if not scored_alone(net) or not images.per_image():
+        return False
+    x, ones = images.cut(3)[0][0], images.cut(1)
+    with eval_mode(net):
+        together = logits_of(net(*as_inputs(x)))
+        try:
+            alone = torch.cat([logits_of(net(*as_inputs(ones[i][0]))) for i in range(images_of(x))])
+        except Exception:  # a squeeze() leaves no axis for one image
+            return False
+    within = 1e-3 * together.abs().nan_to_num().max().item()
+    return together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-3, atol=within, equal_nan=True)
+
+
 def on_cpu(net: Supernet) -> bool:
     """Tell whether a supernet lies on the CPU."""
     return next(net.parameters()).device.type == "cpu"

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.proxies import read_size
-from autoslim.channels.trace import told
+from autoslim.channels.trace import copied
+from autoslim.channels.where import told
 from autoslim.slimmable.modes import eval_mode
 from autoslim.slimmable.supernet import Supernet
 
@@ -106,14 +107,20 @@ def check_branches(partial: "PartialNet", nodes: Sequence[fx.Node], inputs) -> N
 def check_outputs(partial: "PartialNet", inputs, *, groups: bool = True) -> None:
     """Run the network in parts, and every group if it is so asked, next to the whole: code may do what the graph does not show."""
     net = partial.net
-    with eval_mode(net), partial.ready(), net.using(net.full()):
-        values = partial.run(partial.plan(None, wanted=partial.read), inputs=inputs)
-        if not _close(values[partial.output], net(*inputs)):
+
+    def run(plan, **given):
+        with partial.ready():
+            return partial.run(plan, **given)
+
+    # The whole network runs as it is, its operations in place included, on inputs of its own.
+    with eval_mode(net), net.using(net.full()):
+        values = run(partial.plan(None, wanted=partial.read), inputs=inputs)
+        if not _close(values[partial.output], net(*copied(inputs))):
             raise NotPartial("its graph gives another output than its forward")
         for width in net.widths if groups else ():
             if len(width.choices) > 1:
                 width.value = width.choices[-2]
-                same = _close(partial.run(partial.plan(width.name), base=values)[partial.output], net(*inputs))
+                same = _close(run(partial.plan(width.name), base=values)[partial.output], net(*copied(inputs)))
                 width.value = width.full
                 if not same:
                     raise NotPartial(f"its output with a narrower {width.name} is another when it is run in parts")

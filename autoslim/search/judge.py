@@ -4,8 +4,9 @@ import logging
 
 from autoslim.errors import ConfigError
 from autoslim.search.engine import PartialEvaluator, batch_of
-from autoslim.search.evaluate import SupernetEvaluator, scored_alone
+from autoslim.search.evaluate import SupernetEvaluator, can_be_cut
 from autoslim.search.partial import NotPartial
+from autoslim.search.ranks import Ranks
 from autoslim.search.samples import Samples
 from autoslim.slimmable.supernet import Supernet
 
@@ -24,11 +25,16 @@ def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEva
     """
     device, count = next(net.parameters()).device, options.get("calibration_images", 1024)
     images, calibration = Samples(images, device), Samples(calibration, device, least=count, labels=False)
+    ranks, why = Ranks(), None
     try:
-        return PartialEvaluator(net, images, calibration, **options)
+        evaluator = PartialEvaluator(net, images, calibration, **options)
     except NotPartial as error:
-        if (precision := options.get("precision", "fp32")) != "fp32":
-            raise ConfigError(f"precision {precision} is for networks that run in parts; take fp32 ({error})") from error
-        log.info("every candidate is run whole: %s", error)
-        alone = scored_alone(net) and images.per_image()
-        return SupernetEvaluator(net, images.cut(batch_of(net)) if alone else images, calibration)
+        why = str(error)
+    reasons = [why for why in ranks.share({ranks.rank: why}).values() if why]  # one process may lack memory for it
+    if not reasons:
+        return evaluator
+    if (precision := options.get("precision", "fp32")) != "fp32":
+        raise ConfigError(f"precision {precision} is for networks that run in parts; take fp32 ({reasons[0]})")
+    log.info("every candidate is run whole: %s", reasons[0])
+    cut = images.cut(batch_of(net)) if can_be_cut(net, images) else images
+    return SupernetEvaluator(net, cut, calibration)

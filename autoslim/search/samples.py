@@ -81,14 +81,14 @@ class Samples:
         return self._prepare(x), target
 
     def shapes(self) -> set[tuple]:
-        """Return the shapes that inputs and labels of one image have, the labels' last."""
-        return {tuple(t.shape[1:] for t in tree_leaves(batch) if isinstance(t, Tensor)) for batch in self._stored}
+        """Return the shapes that inputs and labels of one image have, the labels' last; numbers among the inputs are told apart."""
+        return {_shapes(batch) for batch in self._stored}
 
     def of_every_size(self, count: int) -> dict[tuple, object]:
-        """Return a few inputs of every size that inputs have, by that size: `count`, where a batch has so many."""
+        """Return a few inputs of every size that inputs have, by what `shapes` says: `count`, where a batch has so many."""
         found: dict[tuple, object] = {}
         for x, _ in self._stored:
-            size = tuple(t.shape[1:] for t in tree_leaves(x) if isinstance(t, Tensor))
+            size = _shapes(x)
             if size not in found or images_of(found[size]) < min(count, images_of(x)):
                 found[size] = self._prepare(tree_map(lambda t: t[:count] if isinstance(t, Tensor) else t, x))
         return found
@@ -145,6 +145,10 @@ class Samples:
         samples._prepare, samples._stored, samples._rows, samples.sizes = self._prepare, stored, rows, sizes
         samples._piece = None
         return samples
+
+
+def _shapes(values) -> tuple:
+    return tuple(t.shape[1:] if isinstance(t, Tensor) else repr(t) for t in tree_leaves(values))
 
 
 def images_of(x) -> int:

@@ -9,6 +9,8 @@ from autoslim.search.evaluate import Score, mistaken
 from autoslim.slimmable.calibrate import Measure
 from autoslim.training.steps import IGNORED
 
+SCORES_AT_ONCE = 2**22  # 32 MB in double precision
+
 
 class Scored:
     """One configuration as it is judged: its BN statistics, and what its images cost, batch after batch.
@@ -50,6 +52,12 @@ def costs_of(logits: Tensor, target: Tensor) -> Tensor:
     A risk, from 0 to 1, is how far another class is above the label's: where mistakes of other widths will be, mistakes alone do
     not tell. Near 1/2 they are made and mended soonest.
     """
+    # Some images at a time, as this takes several times the memory of scores that are maps.
+    rows = max(1, SCORES_AT_ONCE * len(logits) // max(1, logits.numel()))
+    return torch.cat([_costs_of(*part) for part in zip(logits.split(rows), target.split(rows))], dim=1)
+
+
+def _costs_of(logits: Tensor, target: Tensor) -> Tensor:
     logits, target = logits.to(torch.double, copy=True), target.long()
     known = target != IGNORED
     wrong = (mistaken(logits, target) & known).double()

@@ -14,7 +14,8 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
 from autoslim.channels.isolation import same_randomness
 from autoslim.channels.map import ChannelGroup, Run
-from autoslim.channels.trace import as_inputs, share_copy, to_device, told
+from autoslim.channels.trace import as_inputs, copied, share_copy, to_device
+from autoslim.channels.where import told
 from autoslim.errors import ConfigError, ModelError
 from autoslim.slimmable.layers import ActiveAxis, Width, adopt, averages
 from autoslim.slimmable.modes import eval_mode
@@ -129,6 +130,8 @@ class Supernet(nn.Module):
 
     def forward(self, *inputs, **kwargs):
         """Run the model at the configuration that is set."""
+        if self.channels.writes_inputs:  # images are run at several widths
+            inputs, kwargs = copied(inputs), copied(kwargs)
         return self.model(*inputs, **kwargs)
 
     def state_dict(self, *args, **kwargs):
