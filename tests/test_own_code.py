@@ -365,3 +365,22 @@ def test_a_network_that_is_trained_between_points_is_scored_as_it_is():
         if i >= done:
             assert whole.score(net.make_config(list(widths.values()))).loss == pytest.approx(taken.loss, rel=1e-5)
     assert len(trace.path_taken()) > done
+
+
+class Remembers(Scaled):
+    """Makes a tensor at its first forward, and keeps it."""
+
+    mask = None
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        if self.mask is None:
+            self.mask = torch.linspace(0, 1, x.shape[-1])
+        return self.out(self.b(x * self.mask).relu().mean((2, 3)))
+
+
+def test_what_a_module_keeps_at_its_first_forward_can_be_trained_on():
+    given = batches(40)
+    net = autoslim.Supernet(Remembers(), given[0][0][:2], divisor=1, steps=4)
+    list(autoslim.greedy_search(net, given, calibration=given, targets={"macs": "60%"}))
+    net.train()(given[0][0]).sum().backward()

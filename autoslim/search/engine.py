@@ -112,7 +112,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     # Whole configurations ---------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet is left set to it, with its BN statistics."""
         scored, found = Scored(config, self._labelled), {}

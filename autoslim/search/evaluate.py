@@ -76,7 +76,7 @@ def mistaken(logits: Tensor, target: Tensor) -> Tensor:
     return (found != target) | ~best.isfinite()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what modules keep at their first forward is trained on later
 def evaluate(network: nn.Module, batches: Iterable) -> Score:
     """Score a network in eval mode on `(images, labels)` batches; its train/eval flags are left as they are.
 
@@ -145,7 +145,7 @@ class SupernetEvaluator:
 def to_measure(net: Supernet, calibration: Samples) -> Samples:
     """Return the batches that calibrate a network: two images of them where there are no statistics to measure."""
     first = calibration.cut(2, most=2)[0]
-    with torch.inference_mode(), eval_mode(net), Measure() as measure:
+    with torch.no_grad(), eval_mode(net), Measure() as measure:
         if scored_alone(net):
             net(*as_inputs(first[0]))
     counts, _ = measure.moments()
@@ -153,7 +153,7 @@ def to_measure(net: Supernet, calibration: Samples) -> Samples:
     return Samples([first], next(net.parameters()).device, labels=False) if nothing else calibration
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def can_be_cut(net: Supernet, images: Samples) -> bool:
     """Tell whether an image gets the same scores, and one label, in a batch of any size."""
     if not scored_alone(net) or not images.per_image():

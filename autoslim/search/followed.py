@@ -74,7 +74,7 @@ def _has(model: nn.Module, name: str) -> bool:
     return True
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_branches(partial: "PartialNet", nodes: Sequence[fx.Node], inputs) -> None:
     """Refuse branches that may be others at other widths: two widths may come to be equal, or one to be a limit.
 
@@ -103,7 +103,7 @@ def check_branches(partial: "PartialNet", nodes: Sequence[fx.Node], inputs) -> N
             raise NotPartial(f"a branch depends on channels ({nodes[i].meta.get('where', nodes[i].name)})")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_outputs(partial: "PartialNet", inputs, *, groups: bool = True) -> None:
     """Run the network in parts, and every group if it is so asked, next to the whole: code may do what the graph does not show."""
     net = partial.net
