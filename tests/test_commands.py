@@ -245,7 +245,7 @@ def test_images_and_costs_are_of_one_shape_that_need_not_be_square(tmp_path, mon
     options = ("--data", "digits", "--input-shape", "1,8,12", "--epochs", 1)
     assert run("train", "oblong_nets:net", *options, "--out", "run") == 0
     found, _ = printed(capsys, "search", "run", "--flops-target", "60%")
-    ((_, channels),) = found["channels"].items()
+    ((channels, _),) = found["channels"].values()
     assert found["input_shape"] == [1, 8, 12] and found["cost"]["macs"] == 8 * 12 * channels * (9 + 10)
     (path,) = Path("run/search").glob("[0-9]*.json")
     assert run("retrain", path, "--data", "digits", "--epochs", 1, "--out", "plain") == 0

@@ -105,8 +105,7 @@ def stages(run, ratio, points, out, device, as_json):
     """
     from autoslim.report.stages import describe_stages, draw_stages
 
-    probe_writable(out)
-    rows = stages_study(list(run), ratio, points, device)
+    rows = stages_study(list(run), ratio, points, out, device)
     found = describe_stages(rows, ratio=ratio)
     write_csv(out / "stages.csv", rows)
     draw_stages(out / "stages.png", rows, measure=f"top-1 {rows[0]['kind']}")
@@ -129,8 +128,7 @@ def calibration(run, configurations, out, device, as_json):
 
     Writes calibration.csv.
     """
-    probe_writable(out)
-    rows = calibration_study(list(run), configurations, device)
+    rows = calibration_study(list(run), configurations, out, device)
     write_csv(out / "calibration.csv", rows)
     _tell(as_json, rows, _calibration_table, out / "calibration.csv")
 
@@ -140,8 +138,8 @@ def widths_study(folders: list[Path], widths: list[float] | None, out: Path, dev
     from autoslim.commands.trained import at_widths, open_run
     from autoslim.report.widths import draw_widths
 
-    probe_writable(out)
     opened = _labelled([open_run(folder, device) for folder in folders])
+    probe_writable(out)
     bounds = [run.bounds() for run in opened]
     if widths is None:
         low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
@@ -203,7 +201,7 @@ def _as_one(rows: list[dict]) -> list[dict]:
     return [row | {"label": "ordinary networks, one a width"} if row["label"] in ordinary else row for row in kept]
 
 
-def stages_study(folders: list[Path], ratio: float, points: int, device: str) -> list[dict]:
+def stages_study(folders: list[Path], ratio: float, points: int, out: Path, device: str) -> list[dict]:
     """Score every stage slimmed alone, over a sweep of the global ratio; returns one row a configuration."""
     import torch
 
@@ -221,6 +219,7 @@ def stages_study(folders: list[Path], ratio: float, points: int, device: str) ->
             )
         if run.same_but_seed() != opened[0].same_but_seed():
             raise RunError(f"{opened[0].folder} and {run.folder} differ in more than their seed; study them apart")
+    probe_writable(out)
     for run in opened:
         images = _images(run, read)
         evaluator = runs.supernet_evaluator(run.net, images, run.space.search)
@@ -230,7 +229,7 @@ def stages_study(folders: list[Path], ratio: float, points: int, device: str) ->
     return rows
 
 
-def calibration_study(folders: list[Path], configurations: int, device: str) -> list[dict]:
+def calibration_study(folders: list[Path], configurations: int, out: Path, device: str) -> list[dict]:
     """Score random configurations with the statistics of an untrained batch norm (0 and 1: training keeps none), and calibrated."""
     import torch
 
@@ -241,9 +240,12 @@ def calibration_study(folders: list[Path], configurations: int, device: str) -> 
     from autoslim.slimmable.supernet import Supernet
 
     read, rows = {}, []
-    for run in _labelled([open_run(folder, device) for folder in folders]):
+    opened = _labelled([open_run(folder, device) for folder in folders])
+    for run in opened:
         if not isinstance(run.net, Supernet):
             raise RunError(f"{run.folder} has switches with statistics of their own; pass a supernet or a US-Net")
+    probe_writable(out)
+    for run in opened:
         images = _images(run, read)
         scored = images.scoring(images.test if images.search is None else images.search, run.space.search["batch_size"])
         generator = torch.Generator().manual_seed(run.seed)
