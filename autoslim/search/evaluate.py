@@ -165,8 +165,10 @@ def can_be_cut(net: Supernet, images: Samples) -> bool:
             alone = torch.cat([logits_of(net(*as_inputs(ones[i][0]))) for i in range(images_of(x))])
         except Exception:  # a squeeze() leaves no axis for one image
             return False
-    within = 1e-3 * together.abs().nan_to_num().max().item()
-    return together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-3, atol=within, equal_nan=True)
+    # In TF32 or 16 bits, kernels for one image and for several differ more.
+    part = 1e-3 if on_cpu(net) and together.dtype in (torch.float32, torch.float64) else 0.03
+    within = part * together.abs().nan_to_num().max().item()
+    return together.shape == alone.shape and torch.allclose(together, alone, rtol=part, atol=within, equal_nan=True)
 
 
 def on_cpu(net: Supernet) -> bool:
