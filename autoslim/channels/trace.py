@@ -119,7 +119,12 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
 
 def are_written(inputs) -> bool:
     """Tell whether fresh tensors have been written to."""
-    return any(t._version for t in tree_leaves(inputs) if isinstance(t, torch.Tensor))
+    return any(times_written(t) for t in tree_leaves(inputs) if isinstance(t, torch.Tensor))
+
+
+def times_written(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written to; 0 for one that was made in inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _meta_input(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:

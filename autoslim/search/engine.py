@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoslim.allocator import FreedMemory
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.trace import as_inputs
+from autoslim.channels.trace import as_inputs, times_written
 from autoslim.cost.amounts import KINDS
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
@@ -154,7 +154,7 @@ class PartialEvaluator(SupernetEvaluator):
 
     def contest(self, step: Step, effort: str) -> "ExactContest | Race":
         """Return a contest of the candidates of a step."""
-        weights = [(p.data_ptr(), p._version) for p in self.net.parameters()]
+        weights = [(p.data_ptr(), times_written(p)) for p in self.net.parameters()]
         if weights != self._weights:  # trained on since the last step
             self.forget()
             self._weights = weights
