@@ -12,7 +12,7 @@ TARGETS = ("50%", "30%", "15%")
 @click.option("--out", default="autoslim-demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the demo.")
 @click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
 def demo(out, seed):
-    """Train a supernet on the digits of scikit-learn, search three budgets, retrain and plot; three to seven minutes on two cores.
+    """Train a supernet on the digits of scikit-learn, search three budgets, retrain and plot; two to seven minutes on two cores.
 
     Digits are easy: the demo shows the job and its files, not what a search can gain.
     """

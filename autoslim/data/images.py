@@ -13,6 +13,11 @@ from autoslim.data.decode import decode_files
 from autoslim.errors import DataError
 
 
+def height_and_width(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the (H, W) that an image size stands for: one number is the side of square images."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
 class ImageSet:
     """Hold labelled images in memory as one uint8 tensor.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from autoslim.data import augment
-from autoslim.data.images import FileImages, ImageSet
+from autoslim.data.images import FileImages, ImageSet, height_and_width
 from autoslim.errors import DataError
 
 CROPS = ("none", "pad", "resized")
@@ -77,7 +77,7 @@ class Loader:
             raise DataError(f"pad {pad} is below 0; pass a number of pixels")
         if not 0 < min_scale <= 1:
             raise DataError(f"min_scale {min_scale} must be above 0 and at most 1")
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size or (high, wide)
+        size = height_and_width(image_size) or (high, wide)
         if not (1 <= size[0] <= high and 1 <= size[1] <= wide):
             raise DataError(
                 f"image size {image_size} is not between 1 and the stored {wide}x{high} pixels; "

@@ -11,7 +11,7 @@ import torch
 
 from autoslim.data.custom import load_custom
 from autoslim.data.folder import load_folder
-from autoslim.data.images import FileImages, ImageSet
+from autoslim.data.images import FileImages, ImageSet, height_and_width
 from autoslim.data.standard import TORCHVISION_SETS, load_digits, load_torchvision
 from autoslim.errors import DataError
 
@@ -69,7 +69,7 @@ def load_data(
     Raises:
         DataError: the data set is unknown, missing, incomplete or damaged.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = height_and_width(image_size)
     if size is not None and min(size) < 1:
         raise DataError(f"image size {image_size} is below 1; pass a number of pixels")
     names: Sequence[str] = ()
