@@ -34,10 +34,10 @@ def check(model, *, x=X, seed=1):
 
 
 class Projected(nn.Module):
-    def __init__(self, stride):
+    def __init__(self, stride, narrow=16, wide=32):
         super().__init__()
-        self.stem, self.conv = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, stride, 1)
-        self.skip, self.fc = nn.Conv2d(16, 32, 1, stride), nn.Linear(32, 10)
+        self.stem, self.conv = nn.Conv2d(3, narrow, 3, padding=1), nn.Conv2d(narrow, wide, 3, stride, 1)
+        self.skip, self.fc = nn.Conv2d(narrow, wide, 1, stride), nn.Linear(wide, 10)
 
     def forward(self, x):
         x = self.stem(x).relu()
@@ -57,6 +57,13 @@ def test_a_branch_that_narrow_networks_do_not_bear_is_told():
     net.set(net.narrowest())
     assert net(X).shape == (2, 10)
     check(Projected(1))
+
+
+def test_a_branch_is_looked_at_where_widths_meet_between_the_narrowest_and_the_widest():
+    with pytest.raises(ModelError, match="does not run at some of its widths") as caught:
+        autoslim.Supernet(Projected(2, 64, 128), X)  # 8 and 16 channels at the narrowest
+    assert "if x.shape[1] != out.shape[1]:" in str(caught.value)
+    check(Projected(1, 64, 128))
 
 
 @dataclasses.dataclass
@@ -199,19 +206,46 @@ def test_layers_inside_modules_of_torch_are_counted(kind, own):
 
 
 class FromBuffer(nn.Module):
-    def __init__(self):
+    def __init__(self, places=lambda own, x: own):
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
         self.table = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 16))
-        self.register_buffer("places", torch.randn(225, 2))
+        self.register_buffer("own", torch.randn(225, 2))
+        self.places = places
 
     def forward(self, x):
-        return self.fc(self.conv(x).mean((2, 3)) + self.table(self.places).mean(0))
+        rows = self.table(self.places(self.own, x))
+        return self.fc(self.conv(x).mean((2, 3)) + rows.reshape(-1, 225, 16).mean(1))
 
 
-def test_what_does_not_depend_on_images_is_counted_once():
+PLACES = {
+    "as-it-is": lambda own, x: own,
+    "to-device": lambda own, x: own.to(x.device),
+    "to-dtype": lambda own, x: own.to(x.dtype),
+    "pixels": lambda own, x: own.repeat(1, x.shape[2] // 16),
+    "rows-of-shape": lambda own, x: own.expand(x.shape[-1] // 16, -1, -1),
+}
+
+
+@pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
+def test_what_does_not_depend_on_images_is_counted_once(places):
     for count in (1, 8):
-        assert macs(FromBuffer(), torch.randn(count, 3, 16, 16)) == FlopCountAnalysis(FromBuffer(), X[:1]).total()
+        assert macs(FromBuffer(places), torch.randn(count, 3, 16, 16)) == FlopCountAnalysis(FromBuffer(), X[:1]).total()
+
+
+FOR_IMAGES = {
+    "length": lambda own, x: own.expand(len(x), -1, -1),
+    "shape": lambda own, x: own.expand(x.shape[0], -1, -1),
+    "size": lambda own, x: own.repeat(x.size(0), 1),
+    "unpacked": lambda own, x: own.expand([*x.shape][0] * 1, -1, -1),
+    "added": lambda own, x: own + 0 * x.mean((1, 2, 3)).view(-1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("places", FOR_IMAGES.values(), ids=FOR_IMAGES)
+def test_what_is_computed_for_every_image_is_divided_by_their_number(places):
+    for count in (1, 8):
+        assert macs(FromBuffer(places), torch.randn(count, 3, 16, 16)) == FlopCountAnalysis(FromBuffer(), X[:1]).total()
 
 
 class Pyramid(nn.Module):
@@ -259,6 +293,26 @@ def test_a_module_that_is_registered_twice_in_an_untraceable_network():
     torch.testing.assert_close(net.eval()(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+class SharesItsActivation(nn.Module):
+    """Cannot be traced; an activation is registered in both of the parts that can be."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+        self.body = nn.Sequential(nn.Conv2d(3, 32, 3), self.act, nn.Conv2d(32, 16, 3))
+        self.head = nn.Sequential(nn.Conv2d(16, 32, 3), self.act, nn.Conv2d(32, 5, 1))
+
+    def forward(self, x):
+        x = self.body(x)
+        if x.max() > 1e9:
+            x = x * 0
+        return self.head(x).mean((2, 3))
+
+
+def test_an_activation_may_be_shared_by_parts_of_an_untraceable_network():
+    assert names(autoslim.Supernet(SharesItsActivation(), (X,))) == ["body.0", "head.0"]
+
+
 class InPlace(nn.Module):
     """Reads a value again that a module has changed in place."""
 
@@ -284,6 +338,32 @@ class Normalises(nn.Module):
     def forward(self, x):
         x = self.first(x) if self.first is not None else x.sub_(0.5).mul_(2)
         return self.out(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+class Checked(nn.Module):
+    """Writes into its input where it cannot be traced."""
+
+    def forward(self, x):
+        assert not torch.isnan(x).any()
+        return x.sub_(0.5).mul_(2)
+
+
+class NormalisesInside(Normalises):
+    def __init__(self):
+        super().__init__(False)
+        self.first = Checked()
+
+
+class OfFixedSize(nn.Module):
+    """Takes batches of 20 only."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).mean((2, 3))
+        return self.out(x + torch.zeros(20, 1))
 
 
 class Scaled(nn.Module):
@@ -325,14 +405,20 @@ def batches(*sizes, numbers=()):
         (lambda: Normalises(True), batches(40)),
         (Scaled, batches(20, 20, numbers=(1.0, 5.0))),
         (OfBatch, batches(100)),
+        (OfBatch, batches(*[1] * 10)),
         (Squeezes, batches(100, 29)),
+        (NormalisesInside, batches(40)),
+        (OfFixedSize, batches(20, 20)),
     ],
-    ids=["in-place", "writes-input", "writes-input-by-module", "numbers", "of-batch", "squeezes"],
-)
+    ids=["in-place", "writes-input", "writes-input-by-module", "numbers", "of-batch", "of-one", "squeezes",
+         "writes-input-inside", "fixed-size"],
+)  # fmt: skip
 def test_searches_score_what_the_network_does(model, given):
     torch.manual_seed(0)
     example = given[0][0]
-    net = autoslim.Supernet(model(), tree_map(lambda t: t[:2] if isinstance(t, torch.Tensor) else t, example), divisor=1, steps=4)
+    net = autoslim.Supernet(
+        model(), tree_map(lambda t: t[:20] if isinstance(t, torch.Tensor) else t, example), divisor=1, steps=4
+    )
     before = copy.deepcopy(given)
     taken = {}
     for effort in ("exact", "whole"):
@@ -379,8 +465,155 @@ class Remembers(Scaled):
         return self.out(self.b(x * self.mask).relu().mean((2, 3)))
 
 
-def test_what_a_module_keeps_at_its_first_forward_can_be_trained_on():
+class RemembersMask(nn.Module):
+    mask = None
+
+    def forward(self, x):
+        if self.mask is None or len(self.mask) != len(x):
+            self.mask = torch.linspace(0, 1, len(x)).view(-1, 1, 1, 1)
+        assert self.mask.sum() >= 0  # cannot be traced
+        return x * (1 + 0 * self.mask)
+
+
+class RemembersInside(Scaled):
+    def __init__(self):
+        super().__init__()
+        self.inside = RemembersMask()
+
+    def forward(self, x):
+        return self.out(self.b(self.inside(self.a(x).relu())).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("model", [Remembers, RemembersInside])
+def test_what_a_module_keeps_at_its_first_forward_can_be_trained_on(model):
     given = batches(40)
-    net = autoslim.Supernet(Remembers(), given[0][0][:2], divisor=1, steps=4)
+    net = autoslim.Supernet(model(), given[0][0][:2], divisor=1, steps=4)
     list(autoslim.greedy_search(net, given, calibration=given, targets={"macs": "60%"}))
     net.train()(given[0][0]).sum().backward()
+
+
+class ReadsLayers(nn.Module):
+    """Takes numbers from its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 32, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 24, 1)
+        self.last, self.fc = nn.Conv2d(40, 24, 1), nn.Linear(24, 5)
+
+    def forward(self, x):
+        x, c = self.conv(x).relu(), self.conv.out_channels // 2
+        x = self.last(torch.cat([self.a(x[:, :c]), self.b(x[:, c:])], 1))
+        return self.fc(x.mean((2, 3)).view(-1, self.fc.in_features))
+
+
+def test_numbers_that_forward_reads_of_its_layers_follow_their_widths():
+    assert {"a", "b", "last"} <= set(names(check(ReadsLayers())))
+
+
+class Depthwise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.dw, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.fc(F.conv2d(x, self.dw.weight, self.dw.bias, groups=self.dw.groups).mean((2, 3)))
+
+
+def test_a_layer_whose_weight_and_numbers_are_used_by_a_function():
+    assert names(check(Depthwise())) == ["conv"]
+
+
+class ReadsByHook(nn.Module):
+    def __init__(self, method):
+        super().__init__()
+        self.first, self.second = (nn.Sequential(nn.Conv2d(*io, 3), nn.ReLU()) for io in ((3, 16), (16, 8)))
+        self.fc, self.kept = nn.Linear(24, 5), {}
+        for name in ("first", "second"):
+            hook = self.keep if method else lambda module, inputs, out, name=name: self.kept.__setitem__(name, out)
+            getattr(self, name).register_forward_hook(hook)
+
+    def keep(self, module, inputs, out):
+        self.kept["first" if module is self.first else "second"] = out
+
+    def forward(self, x):
+        self.second(self.first(x))
+        return self.fc(torch.cat([self.kept[name].mean((2, 3)) for name in ("first", "second")], 1))
+
+
+def test_a_hook_that_would_not_see_a_copy_is_refused():
+    with pytest.raises(ModelError, match="a hook of first holds the network .* make it a method"):
+        autoslim.Supernet(ReadsByHook(False), X)
+    assert names(check(ReadsByHook(True))) == ["first.0", "second.0"]
+
+
+class Odd(nn.Module):
+    """Calls operations as their rules do not expect it."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3), nn.Linear(8, 5)
+        self.way = way
+
+    def forward(self, x):
+        return self.fc(self.second(self.way(self.first(x))).mean((2, 3)))
+
+
+ODD = {
+    "movedim": lambda x: x.movedim((2, 3), (3, 2)),
+    "bmm": lambda x: torch.bmm(x.flatten(2), mat2=x.flatten(2).transpose(1, 2) @ x.flatten(2)).view(x.shape),
+    "split": lambda x: torch.cat(torch.split(tensor=x, split_size_or_sections=8, dim=1), 1),
+}
+
+
+@pytest.mark.parametrize("way", ODD.values(), ids=ODD)
+def test_a_call_that_no_rule_expects_stays_whole(way):
+    assert names(check(Odd(way))) in (["second"], ["first", "second"])
+
+
+def test_layers_without_a_shape_are_refused_in_one_line():
+    model = nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    with pytest.raises(ModelError, match="0.weight has no shape before the network has run once"):
+        autoslim.Supernet(model, X)
+    model(X)
+    assert names(autoslim.Supernet(model, X)) == ["0"]
+
+
+def test_sizes_of_a_class_or_by_a_property():
+    class Sized(nn.Module):
+        width = 16
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
+
+        @property
+        def channels(self):
+            return self.first.out_channels
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.fc(x.view(len(x), self.width, -1).mean(2) + x.view(len(x), self.channels, -1).mean(2))
+
+    class Own(Sized):
+        def forward(self, x):
+            return self.fc(self.first(x).view(len(x), self.channels, -1).mean(2))
+
+    with pytest.raises(ModelError, match="has no channel group"):
+        autoslim.Supernet(Sized(), X)
+    assert names(check(Own())) == ["first"]
+
+
+def test_places_of_two_axes_are_no_images():
+    class Meshes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mlp, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(2, 16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            h, w = x.shape[-2:]
+            places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")).float()
+            return self.fc((self.conv(x) + self.mlp(places.permute(1, 2, 0)).permute(2, 0, 1)).mean((2, 3)))
+
+    for count in (1, 2, 8):
+        assert macs(Meshes(), torch.randn(count, 3, 16, 16)) == 256 * (27 * 16 + 2 * 16) + 16 * 5

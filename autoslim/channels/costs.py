@@ -1,8 +1,11 @@
-"""Multiply-adds of conv and linear layers whose width never changes."""
+"""Multiply-adds of conv and linear layers whose width never changes, and what is computed for every image."""
+
+import operator
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.flow import Flow
 
@@ -31,3 +34,36 @@ def layer_macs(module: nn.Module, args: tuple, out) -> int:
         query, key, value = (t.numel() for t in args[:3])
         return module.embed_dim * (2 * query + key + value)  # three projections, and one of the output
     return 0
+
+
+def computed_for_images(graph: fx.Graph, batch_size: int) -> set[fx.Node]:
+    """Return what is computed for every image anew; not what follows from a device, or from sizes that all images share."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        value = node.meta.get("value")
+        sources = node.all_input_nodes
+        if node.op == "placeholder":
+            found.add(node)
+        elif node.op != "output" and not found.isdisjoint(sources):
+            if _holds_tensor(value) or _counts_images(node):
+                found.add(node)
+        elif node.target in ("expand", "repeat") and value.shape[:1] == (batch_size,) != node.args[0].meta["value"].shape[:1]:
+            found.add(node)  # for as many images, by a plain number that leaves no trace: expand(len(x), -1, -1)
+    return found
+
+
+def _holds_tensor(value) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+
+
+def _counts_images(node: fx.Node) -> bool:
+    """Tell whether a number, or row of numbers, that was read of what is computed for images counts them."""
+    value, of = node.meta["value"], node.args[0] if node.args else None
+    held = of.meta["value"] if isinstance(of, fx.Node) else None
+    if isinstance(held, torch.Size) and node.target is operator.getitem:
+        picked = range(len(held))[node.args[1]]
+        return picked == 0 if isinstance(picked, int) else 0 in picked
+    if isinstance(held, torch.Tensor) and node.op != "call_module":
+        axis = node.args[1] if node.target == "size" and len(node.args) > 1 else 0
+        return isinstance(value, torch.Size) or (node.target in ("size", "numel") and axis in (0, -held.dim()))
+    return isinstance(value, (int, float, torch.Size))

@@ -8,12 +8,13 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.facts import UNBOUND, Facts
-from autoslim.channels.proxies import read_size
+from autoslim.channels.proxies import kind_of, read_size
 from autoslim.channels.rules.basics import Fixed, Frozen, no_axes
 from autoslim.channels.rules.layers import CONV_FUNCTIONS, LAYERS
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.segments import Axis, Layout, Mismatch, Refine, Refinements, Segment
 from autoslim.channels.trace import Trace
+from autoslim.channels.where import told
 
 OUTPUT = "the network's output"
 
@@ -65,6 +66,8 @@ class Flow(Facts):
             self._stop(node, str(stop))
         except Mismatch:
             self._stop(node, "its inputs cannot be lined up channel by channel")
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:  # an argument as no rule expects it
+            self._stop(node, f"its rule does not take this call ({told(error)})")
         return no_axes(value)
 
     def _read_equality(self, node: fx.Node) -> None:
@@ -159,12 +162,12 @@ class Flow(Facts):
         if node.op != "call_module" or node.target in self.traced.opaque:
             return False
         module = self.traced.modules[node.target]
-        kind = type(module)
+        kind = kind_of(module)
         return kind in LAYERS or (kind in self.rules and kind not in RULES)
 
     def rule_of(self, node: fx.Node):
         """Return the rule of an operation, None where it has none."""
-        return self.rules.get(type(self.traced.modules[node.target]) if node.op == "call_module" else node.target)
+        return self.rules.get(kind_of(self.traced.modules[node.target]) if node.op == "call_module" else node.target)
 
     def moving_inputs(self, node: fx.Node) -> list[Axis]:
         """Return the axes that can move among the inputs of a node."""

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 
-from torch import fx, nn
+from torch import nn
 
 from autoslim.channels.check import check_sizes
 from autoslim.channels.choices import Choices
 from autoslim.channels.choose import Chooser
-from autoslim.channels.costs import FUNCTIONS, function_macs, layer_macs
+from autoslim.channels.costs import FUNCTIONS, computed_for_images, function_macs, layer_macs
 from autoslim.channels.flow import Flow
 from autoslim.channels.inside import groups_inside
 from autoslim.channels.map import ChannelGroup, ChannelMap, LayerCall, Run, Runs
@@ -146,11 +146,10 @@ class _Result:
 
     def _calls(self) -> tuple[tuple[LayerCall, ...], int]:
         flow, calls, fixed = self._flow, [], 0
-        moving: set[fx.Node] = set()  # what depends on the inputs, and so is computed for every image
-        for node in flow.traced.graphs["eval"].nodes:
-            if node.op == "placeholder" or not moving.isdisjoint(node.all_input_nodes):
-                moving.add(node)
-            batch = flow.traced.batch_size if node in moving else 1
+        graph, of_batch = flow.traced.graphs["eval"], flow.traced.batch_size
+        for_images = computed_for_images(graph, of_batch)
+        for node in graph.nodes:
+            batch = of_batch if node in for_images else 1
             if node in flow.calls:
                 layer, factors = flow.calls[node]
                 axes = tuple(runs for _, axis in factors if (runs := self._runs(axis)) is not None)

@@ -42,13 +42,20 @@ def groups_inside(model: nn.Module, example, choices: Choices, find: Callable, w
     found: dict[str, ChannelMap] = {}
     opaque = {"": why}
 
+    def check_own(name: str, paths: Iterable[str]) -> None:
+        """Raise ModelError for what is registered twice, and slimmed by its first name."""
+        for path in paths:
+            first, here = first_name[modules[name].get_submodule(path)], f"{name}.{path}".rstrip(".")
+            if first != here:
+                raise ModelError(f"{here} is {first}, too")
+
     def descend(name: str) -> None:
         """Take a module, or what can be taken inside it."""
-        # What is registered twice is slimmed by its first name.
-        own = all(first_name[module] == f"{name}.{path}".rstrip(".") for path, module in modules[name].named_modules())
-        if own and name in seen.inputs and any(True for _ in modules[name].parameters()):
+        if name in seen.inputs and any(True for _ in modules[name].parameters()):
             try:
+                check_own(name, (path for path, module in modules[name].named_modules() if module._parameters or module._buffers))
                 whole = find(modules[name], seen.inputs[name], Choices())
+                check_own(name, (path for path, _ in whole.sizes))
                 chosen = _own(choices, name, whole, modules)
                 found[name] = find(modules[name], seen.inputs[name], chosen) if chosen.to_json() else whole
                 return

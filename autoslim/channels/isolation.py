@@ -8,6 +8,8 @@ import sys
 import torch
 from torch import nn
 
+from autoslim.errors import ModelError
+
 
 @contextlib.contextmanager
 def same_randomness():
@@ -51,3 +53,20 @@ def same_globals(model: nn.Module):
         for cache, size in caches:
             if cache.cache_info().currsize != size:
                 cache.cache_clear()
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raise ModelError for a hook that holds a module by its closure, which no copy of the network would change."""
+    modules = set(model.modules())
+    for name, module in model.named_modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            function = getattr(hook, "func", hook)  # of a partial
+            held = list(getattr(function, "__defaults__", None) or ())
+            for cell in getattr(function, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # it is empty
+                    held.append(cell.cell_contents)
+            if any(isinstance(value, nn.Module) and value in modules for value in held):
+                raise ModelError(
+                    f"a hook of {name or type(model).__name__} holds the network that it was made for, and would not see a copy of "
+                    "it; make it a method of the network"
+                )

@@ -123,7 +123,12 @@ def _watched(kind: type[nn.Module]) -> type[nn.Module]:
         return value
 
     names = {"__getattribute__": __getattribute__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (kind,), names)
+    return type(kind.__name__, (kind,), {**names, "_autoslim_kind": kind})
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module, watched or not."""
+    return getattr(type(module), "_autoslim_kind", type(module))
 
 
 @contextlib.contextmanager

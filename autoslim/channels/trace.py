@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.channels.isolation import same_globals, same_randomness
-from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, plain_functions, read_size, tracing
+from autoslim.channels.isolation import check_hooks, same_globals, same_randomness
+from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, kind_of, plain_functions, read_size, tracing
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.where import caller, location, told
 from autoslim.errors import ModelError
@@ -53,6 +53,7 @@ def copied(values):
 
 def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
     """Copy the module objects of `model`; parameters and buffers are shared, or replaced as `memo` (id to tensor) says."""
+    check_hooks(model)
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     # What hooks compute into an attribute (weight_norm) cannot be copied with its history, and is computed anew.
     computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn]
@@ -75,6 +76,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return share_copy(model, memo)
 
 
+@torch.inference_mode(False)  # where tensors do not count how often they are written to
 def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
     """Trace `model` in eval and in train mode, without running, moving or changing it.
 
@@ -96,6 +98,8 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
                 f"{name or type(model).__name__} is a scripted module, whose layers cannot be read; "
                 "pass the plain module, and script what materialize returns"
             )
+    if lazy := [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]:
+        raise ModelError(f"{lazy[0]} has no shape before the network has run once; run it on an example first")
     skeleton = meta_copy(model)
     for module in skeleton.modules():
         # A momentum of None reads how many batches there were, which no meta tensor knows; no shape depends on it.
@@ -105,9 +109,8 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
     batch_size = max(2, tensors[0].shape[0])
     inputs = tree_map(lambda t: _meta_input(t, batch_size) if isinstance(t, torch.Tensor) else t, inputs)
     job = _Job(model, skeleton, inputs, RULES if rules is None else rules)
-    for name, module in skeleton.named_modules():
-        own = not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn.modules")
-        if own and not job.is_leaf(module, name):
+    for module in skeleton.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
             job.watch.over(module)
     graphs = {}
     with torch.no_grad(), same_randomness(), torch.device("meta"):
@@ -156,7 +159,7 @@ class _Job:
         """Tell whether a module is one operation: a layer of torch with its own weights, or what cannot be traced."""
         if name in self.opaque:
             return True
-        kind = type(module)
+        kind = kind_of(module)
         if kind in self.rules:
             # A weight that is no parameter of the layer is computed by a hook (the older weight_norm).
             return not isinstance(vars(module).get("weight"), (torch.Tensor, TracedValue)) or not kind.__module__.startswith(
@@ -319,7 +322,7 @@ class _Tracer(fx.Tracer):
                 with layers:
                     value = run_node(node, args, kwargs, self.root)
             except Exception:
-                if node.op != "call_module" or type(self.root.get_submodule(node.target)) in RULES:
+                if node.op != "call_module" or kind_of(self.root.get_submodule(node.target)) in RULES:
                     raise
                 value = self._run_opaque(node, args, kwargs)  # a module with a rule of its user
             return list(value) if isinstance(value, (KeysView, ValuesView, ItemsView)) else value
@@ -332,8 +335,13 @@ class _Tracer(fx.Tracer):
             real = copy.deepcopy(self._job.model.get_submodule(node.target)).eval()
             device = next((t.device for t in (*real.parameters(), *real.buffers())), torch.device("cpu"))
 
+            given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
             def zeros(t):
-                return torch.zeros(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t
+                if not isinstance(t, torch.Tensor):
+                    return t
+                given.append((t, torch.zeros(t.shape, dtype=t.dtype, device=device)))
+                return given[-1][1]
 
             try:
                 with _recorded_layers(real, node):
@@ -341,6 +349,9 @@ class _Tracer(fx.Tracer):
             except Exception as error:
                 self.failed = node.target
                 raise _DoesNotRun(f"{told(error)} at {location(error)}") from error
+        for traced, real_input in given:
+            if are_written(real_input):
+                torch.autograd.graph.increment_version(traced)
         return tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, out)
 
 

@@ -12,10 +12,10 @@ from autoslim.channels.choices import Choices
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
-from autoslim.channels.isolation import same_randomness
+from autoslim.channels.isolation import same_globals, same_randomness
 from autoslim.channels.map import ChannelGroup, Run
 from autoslim.channels.trace import as_inputs, copied, share_copy, to_device
-from autoslim.channels.where import told
+from autoslim.channels.where import location, told
 from autoslim.errors import ConfigError, ModelError
 from autoslim.slimmable.layers import ActiveAxis, Width, adopt, averages
 from autoslim.slimmable.modes import eval_mode
@@ -74,8 +74,7 @@ class Supernet(nn.Module):
         self._by_name = {width.name: width for width in self.widths}
         self.model = share_copy(model)
         self._adopt(average_inputs)
-        if not self.channels.whole or self.channels.branches:
-            self._check_run(example)
+        self._check_run(example)
         self._source = (model,)  # in a tuple: no submodule
 
     def _apply(self, fn, recurse: bool = True):
@@ -102,20 +101,34 @@ class Supernet(nn.Module):
                 adopt(module, axes, sizes, average)
 
     def _check_run(self, example) -> None:
-        """Run at the narrowest widths code that was not traced, or that has branches which were not: it may not bear them."""
+        """Run at narrower widths what was not traced, or not seen to depend on them: it may not bear them."""
+        inputs, where = as_inputs(to_device(example, next(self.parameters()).device)), "its narrowest widths"
         try:
-            with self.using(self.narrowest()), eval_mode(self), torch.no_grad(), same_randomness():
-                self(*as_inputs(to_device(example, next(self.parameters()).device)))
+            with eval_mode(self), torch.no_grad(), same_randomness(), same_globals(self.model):
+                for config in [self.narrowest(), *(self._of_every_width() if self.channels.branches else ())]:
+                    with self.using(config):
+                        self(*inputs)
+                    where = "some of its widths"
         except Exception as error:
             if self.channels.whole:
+                lines = ", ".join(self.channels.branches)
+                branches = lines and f", where other branches are taken at {lines}"
                 raise ModelError(
-                    f"{type(self.model).__name__} does not run at its narrowest widths ({told(error)}), where other branches are "
-                    f"taken at {', '.join(self.channels.branches)}; keep what they compare whole, with freeze="
+                    f"{type(self.model).__name__} does not run at {where} ({told(error)} at {location(error)}){branches}; keep what "
+                    "is read there whole, with freeze="
                 ) from error
             raise ModelError(
                 f"{type(self.model).__name__}: {self.channels.opaque['']}; and it does not run with narrower modules inside "
                 f"({type(error).__name__}: {error}); name modules to slim with include="
             ) from error
+
+    def _of_every_width(self) -> Iterator[ChannelConfig]:
+        """Yield for every number of channels the configuration whose groups are as near to it as they can be.
+
+        Code that compares channels may take another branch where they are equal, other than at full width or the narrowest.
+        """
+        for number in sorted({choice for width in self.widths for choice in width.choices}):
+            yield self.make_config([min(width.choices, key=lambda choice: abs(choice - number)) for width in self.widths])
 
     def _size(self, row: tuple):
         """Return what gives the active size of an attribute: an axis, or a row of axes and numbers."""
