@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 import tricky
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from tqdm import tqdm
 from tricky import randomized
 
 import autoslim
 from autoslim.sandwich import Sandwich
 from autoslim.training.checkpoint import load_checkpoint, load_weights
+from autoslim.training.initialize import initialize
 from autoslim.training.loop import parameter_groups
 from autoslim.training.steps import Objective, sandwich_step
 
@@ -432,3 +434,56 @@ def test_the_bar_ends_full_where_there_are_fewer_batches_than_were_said(capsys):
 
     autoslim.retrain(tricky.Residual(), Fewer(batches(3)), epochs=2, progress=True)
     assert "100%" in capsys.readouterr().err
+
+
+def test_layers_that_are_not_trained_keep_their_weights():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Conv2d(4, 2, 1), nn.LayerNorm(2)
+    )
+    for fixed in (model[1], model[2]):
+        fixed.requires_grad_(False)
+        for value in fixed.state_dict().values():
+            value.fill_(2)
+    model[3].bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    initialize(model, 3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name[0] in "124" or name == "3.bias"), name
+
+
+def test_weights_that_are_computed_decay_and_are_drawn_for_the_shape_that_they_have():
+    torch.manual_seed(0)
+    model = nn.Sequential(weight_norm(nn.Conv2d(3, 64, 3)), nn.ReLU(), weight_norm(nn.Conv2d(64, 64, 3)))
+    decayed, rest = parameter_groups(model, 0.1)
+    assert {p.dim() for p in decayed["params"]} == {4} and len(decayed["params"]) == 4 and len(rest["params"]) == 2
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8))
+    net.set(net.narrowest())
+    plain = initialize(autoslim.materialize(net), 1)
+    assert plain[2].weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
+    assert plain[0].weight.std().item() == pytest.approx((2 / (9 * plain[0].weight.shape[0])) ** 0.5, rel=0.2)
+
+
+def test_narrow_networks_learn_by_a_loss_of_ones_own_unless_scores_are_asked_for():
+    torch.manual_seed(0)
+    net = autoslim.Supernet(nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 1, 1)), torch.randn(2, 3, 4, 4))
+    data = [(torch.randn(4, 3, 4, 4), torch.rand(4, 1, 4, 4).round())]
+    options = {"epochs": 1, "loss": F.binary_cross_entropy_with_logits, "lr": 0.0, "warmup_epochs": 0, "sandwich": "max,min"}
+    (row,) = autoslim.train_supernet(net, data, **options)
+    x, target = data[0]
+    net.set(net.narrowest())
+    assert row["narrowest_loss"] == pytest.approx(F.binary_cross_entropy_with_logits(net(x), target).item(), rel=1e-5)
+    with pytest.raises(autoslim.AutoSlimError, match="no scores of 2 classes or more .* pass distill=False"):
+        autoslim.train_supernet(net, data, distill=True, **options)
+
+
+def test_a_training_needs_no_labels_where_its_loss_asks_for_none():
+    net = autoslim.Supernet(nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1)), torch.randn(2, 3, 4, 4))
+    data = [(torch.randn(4, 3, 4, 4), None)]
+    (row,) = autoslim.train_supernet(net, data, epochs=1, lr=0.01, loss=lambda output, _: output.square().mean())
+    assert row["loss"] > 0
+
+
+def test_any_seed_will_do():
+    net = autoslim.Supernet(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.Linear(256, 4)), torch.randn(2, 3, 4, 4))
+    data = [(torch.randn(4, 3, 4, 4), torch.arange(4))]
+    assert autoslim.train_supernet(net, data, epochs=1, lr=0.01, seed=20251231235959)

@@ -14,8 +14,8 @@ def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
     """Draw new weights: conv normal with variance 2 / (kernel * out / groups), linear normal 0.01, norms 1 and 0, biases 0.
 
     The initialisation of the papers' code, with the fan-out of each group for depthwise and grouped convolutions. Layers of
-    other kinds draw their weights by their own `reset_parameters`; parameters of no layer stay as they are. The global
-    random state is left alone.
+    other kinds draw their weights by their own `reset_parameters`; parameters of no layer, and those that do not require a
+    gradient, stay as they are. The global random state is left alone.
     """
     # The layers of the plain network hold the full tensors, whatever width is set.
     modules = list((network.source if isinstance(network, (Supernet, SwitchableNet)) else network).modules())
@@ -25,20 +25,31 @@ def initialize(network: nn.Module, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         for module in modules:
             if isinstance(module, nn.modules.conv._ConvNd):
-                fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
-                _normal(module, (2 / fan_out) ** 0.5)
+                of_group = module.weight.shape[1] if module.transposed else module.weight.shape[0] / module.groups
+                _normal(module, (2 / (module.weight[0, 0].numel() * of_group)) ** 0.5)
             elif isinstance(module, nn.Linear):
                 _normal(module, 0.01)
+            elif _is_fixed(module):
+                continue
             elif isinstance(module, _NormBase) or hasattr(module, "reset_parameters"):
                 module.reset_parameters()
             elif isinstance(module, nn.MultiheadAttention):
                 module._reset_parameters()
-            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.bias is not None:
+            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and module.bias is not None and module.bias.requires_grad:
                 nn.init.zeros_(module.bias)
     return network
 
 
+def _is_fixed(module: nn.Module) -> bool:
+    """Tell whether a module has parameters, none of which is trained: a blur, a frozen batch norm."""
+    own = list(module.parameters())
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
 def _normal(layer: nn.Module, std: float) -> None:
+    weight = layer._parameters.get("weight")
+    if _is_fixed(layer) or (weight is not None and not weight.requires_grad):
+        return
     # Drawn on the CPU, so that one seed means the same weights on every device.
     drawn = torch.randn(layer.weight.shape) * std
     if is_parametrized(layer, "weight"):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from autoslim.allocator import FreedMemory
@@ -55,8 +57,8 @@ def train_supernet(
         from_scratch: draw new weights by `seed` first, instead of starting from the model's.
         loss: `(output, target) -> scalar`, for outputs with auxiliary heads or other tasks; cross-entropy of the class
             scores (the output, or the first entry of a tuple or dict) by default.
-        distill: what the other widths learn from the widest, as `(output, widest output) -> scalar`; by default (True) its
-            class scores, softened; False: nothing, they see the labels through `loss`.
+        distill: what the other widths learn from the widest, as `(output, widest output) -> scalar`. True: its class scores,
+            softened, as the recipe says by default. False: nothing, they see the labels; so, too, by default with a `loss`.
         uniform: the configuration of a ratio of full width, where the recipe draws uniform widths; `net.uniform` by default.
         recipe, hyper: a `Recipe`, or its fields as keywords (`epochs=50, lr=0.1, ...`).
 
@@ -64,6 +66,8 @@ def train_supernet(
         one row an epoch: epoch, lr, loss (mean over the networks of a step), widest_loss, accuracy (of the widest, on the
         training batches), narrowest_loss, seconds.
     """
+    if distill is None and loss is not None:
+        distill = False  # what its outputs mean is known to that loss alone
     if distill is not None:
         hyper["distill"] = bool(distill)
     recipe = _recipe(recipe, hyper)
@@ -145,7 +149,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     plain = network.source if isinstance(network, (Supernet, SwitchableNet)) else network  # whatever width is set
     for module in plain.modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module)):
-            decays.add(id(module._parameters.get("weight")))
+            computed = module.parametrizations.weight.parameters() if is_parametrized(module, "weight") else ()
+            decays |= {id(module._parameters.get("weight")), *(id(each) for each in computed if each.dim() > 1)}
     decayed = [p for p in network.parameters() if id(p) in decays]
     rest = [p for p in network.parameters() if id(p) not in decays]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -208,8 +213,9 @@ def _epoch(
 ) -> dict:
     started = time.perf_counter()
     # Everything random in an epoch follows from (seed, epoch), so that a resumed training repeats it.
-    torch.manual_seed(seed * 1_000_003 + epoch)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    drawn_from = (seed * 1_000_003 + epoch) % 2**63
+    torch.manual_seed(drawn_from)
+    generator = torch.Generator().manual_seed(drawn_from)
     if hasattr(batches, "set_epoch"):
         batches.set_epoch(epoch)
     try:
@@ -230,9 +236,10 @@ def _epoch(
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         optimizer.step()
-        seen += len(target)
+        images = next(len(t) for t in tree_leaves(x) if isinstance(t, torch.Tensor))
+        seen += images
         for name, value in measured.items():
-            sums[name] = sums.get(name, 0.0) + value.double() * len(target)  # on the device: no waiting for it
+            sums[name] = sums.get(name, 0.0) + value.double() * images  # on the device: no waiting for it
         bar.update(epoch + (index + 1) / per_epoch - bar.n)
     if not seen:
         raise DataError("training got 0 batches; pass at least one batch an epoch (an exhausted generator gives none)")

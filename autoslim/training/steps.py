@@ -98,7 +98,13 @@ class Objective:
             return lambda output: self._distill(output, widest_output)
         if not self._distill:
             return lambda output: self.loss(output, target)
-        soft = logits_of(widest_output).softmax(dim=1)
+        scores = logits_of(widest_output)
+        if scores.dim() < 2 or scores.shape[1] < 2:
+            raise DataError(
+                f"the network returns {list(scores.shape)}, which are no scores of 2 classes or more to learn from; pass distill=False, "
+                "or a function (output, widest output) -> scalar"
+            )
+        soft = scores.softmax(dim=1)
         return lambda output: F.cross_entropy(logits_of(output), soft)
 
     def accuracy(self, output, target) -> dict[str, Tensor]:
