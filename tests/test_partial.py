@@ -420,8 +420,12 @@ class CountsImages(Meets):
 
 
 class CountsPixels(Meets):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16)
+
     def last(self, x, y):
-        return y.sigmoid() if x.shape[-1] > 10 else y
+        return self.norm(y.sigmoid() if x.shape[-1] > 10 else y)
 
 
 class Branches(Meets):
@@ -492,7 +496,7 @@ def test_what_is_made_in_16_bits_is_run_again():
         (CountsImages, "its graph does not run as its forward does (RuntimeError: "),
         (ReadsAgain, "add_ writes into a value that is read again"),
         (Changes, "its graph gives another output than its forward"),
-        (Counts, "its output with a narrower a is another when it is run in parts"),
+        (Counts, "its graph gives another output than its forward"),
     ],
 )
 def test_a_network_that_would_run_wrong_in_parts_is_run_whole(kind, words, caplog):

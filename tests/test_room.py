@@ -193,6 +193,26 @@ def test_room_is_left_for_a_batch_at_work_that_cannot_be_cut():
     assert PartialEvaluator(net, batches((200,), 0), batches((40,), 1), memory_budget=4e4)._room == 2e4
 
 
+def test_room_is_reckoned_for_the_largest_images():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    large = [(torch.randn(4, 3, 20, 20), torch.arange(4))]
+    alone = PartialEvaluator(net, large, large)._partial.bytes
+    for images, calibration in ((batches((4,), 0) + large, batches((4,), 1)), (batches((4,), 0), batches((4,), 1) + large)):
+        assert PartialEvaluator(net, images, calibration)._partial.bytes == alone
+
+
+def test_a_memory_budget_is_a_number_of_bytes():
+    net = autoslim.Supernet(Plain(), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    given = batches((40,), 0), batches((16,), 1)
+    for wrong in (0, -1e9, float("nan")):
+        with pytest.raises(autoslim.AutoSlimError, match="is no number of bytes above 0; pass 4e9"):
+            PartialEvaluator(net, *given, memory_budget=wrong)
+    assert PartialEvaluator(net, *given, memory_budget=float("inf")).batch == PartialEvaluator(net, *given).batch
+
+
 def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch):
     net = trained_like(tricky.Residual)
     parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1)), net.full()

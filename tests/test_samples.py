@@ -119,3 +119,14 @@ def test_what_was_found_scores_alike_to_the_last_digit_before_and_after_a_search
         (point,) = autoslim.greedy_search(net, evaluator=evaluator, trace=trace, **options)
         scores.append((point.score, evaluator.score(net.narrowest())))
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "expected"), [([65], 1e9, [32, 33]), ([72, 10], 1e9, [36, 36, 10]), ([72, 10], 70, [35, 35])]
+)
+def test_batches_are_cut_into_parts_of_about_one_size(sizes, most, expected):
+    samples = Samples([torch.arange(n) for n in sizes], CPU)
+    cut = samples.cut(64, most=most, alike=True)
+    assert cut.sizes == expected
+    whole = torch.cat([x for x, _ in samples])
+    assert torch.equal(torch.cat([x for x, _ in cut]), whole[: sum(expected)])

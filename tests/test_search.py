@@ -350,6 +350,14 @@ def test_a_step_of_an_exact_search_has_every_candidate_once(change):
         list(exact_search(net, **options))
 
 
+def test_a_trace_that_begins_at_another_network_is_not_gone_on_with():
+    net, trace = supernet(tricky.Concat), autoslim.SearchTrace()
+    list(exact_search(net, targets={"macs": "90%"}, trace=trace, evaluator=Table(lambda widths: 1 / sum(widths.values()))))
+    trace.rows = [row for row in trace.rows if row[0].step == 0]
+    with pytest.raises(autoslim.AutoSlimError, match="written by another search .begins at another full network"):
+        list(exact_search(supernet(), targets={"macs": "90%"}, trace=trace, evaluator=Table(no_evaluation)))
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "{}\n", "step,group\n"])
 def test_a_foreign_file_is_refused_and_kept(tmp_path, text):
     path = tmp_path / "trace.csv"
@@ -536,7 +544,8 @@ def test_an_evaluator_that_gives_no_score_is_told_to():
         with pytest.raises(autoslim.AutoSlimError, match=r"as 0\.25; return autoslim\.Score\(error, loss, images\)"):
             list(search(supernet(divisor=1), targets={"macs": "60%"}, evaluator=judge))
     trace = autoslim.SearchTrace()
-    trace.record([Candidate(0, "", 0, 10, 0.5, 1.0, 4, 0.5, 1.0)])  # gone on with
+    macs = autoslim.CostTable(net := supernet()).cost(net.full()).macs
+    trace.record([Candidate(0, "", 0, macs, 0.5, 1.0, 4, 0.5, 1.0)])  # gone on with
     with pytest.raises(autoslim.AutoSlimError, match=r"as 0\.25; return autoslim"):
         list(autoslim.greedy_search(supernet(), targets={"macs": "60%"}, evaluator=judge, trace=trace))
 
@@ -574,6 +583,7 @@ class Shows(nn.Module):
 
 
 def test_of_several_processes_the_first_writes_the_trace(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in (1, 0):
         monkeypatch.setenv("RANK", str(rank))
         trace = autoslim.SearchTrace(tmp_path / "trace.csv")
@@ -594,3 +604,14 @@ def test_one_image_tells_nobody_apart_by_more_than_chance():
     (point,) = autoslim.greedy_search(supernet(), [(x, y)], [torch.randn(4, 3, 8, 8)], targets={"macs": "60%"}, trace=trace)
     assert point.score.images == 1
     assert {candidate.certainty for candidate, _ in trace.rows} <= {0.5, 1.0, None}
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm, nn.BatchNorm2d])
+def test_networks_without_batch_norm_are_not_run_to_calibrate_it(norm):
+    norms = (norm(4, 16) if norm is nn.GroupNorm else norm(16),)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), *norms, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8))
+    evaluator, seen = SupernetEvaluator(net, data(12, 1), data(40, 2)), []
+    net.model[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    evaluator.score(net.full())
+    assert sum(seen) == 18 + (2 if norm is nn.GroupNorm else 60)

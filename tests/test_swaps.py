@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import tricky
+from torch import nn
 from tricky import randomized
 
 import autoslim
@@ -112,3 +113,18 @@ def test_a_swap_to_a_configuration_without_a_score_is_never_made():
 def test_no_rounds_change_nothing():
     net, evaluator, budgets, point = found(0)
     assert swap(net, point, budgets=budgets, evaluator=evaluator, score="loss", rounds=0) is point and not evaluator.asked
+
+
+def test_uniform_networks_lie_between_choices_and_can_be_improved():
+    torch.manual_seed(0)
+    net = autoslim.Supernet(
+        nn.Sequential(nn.Conv2d(3, 144, 1), nn.ReLU(), nn.Conv2d(144, 96, 1)), torch.randn(1, 3, 4, 4), steps=4
+    )
+    evaluator = Separable(net, 0)
+    evaluator.costs = {name: {width: 1 / width for width in range(1, 145)} for name in net.choices}
+    (point,) = autoslim.uniform_search(net, targets={"macs": "70%"}, score="loss", evaluator=evaluator)
+    widths = point.config.widths
+    assert any(width not in net.choices[name] for name, width in widths.items())
+    better = swap(net, point, budgets=Budgets(net, ["macs"]), evaluator=evaluator, score="loss")
+    assert better.score.loss <= point.score.loss and better.cost.macs <= 0.7 * Budgets(net, ["macs"]).full["macs"]
+    assert max(asked[name] for asked in evaluator.asked for name in asked if asked != widths) > max(widths.values())

@@ -14,12 +14,12 @@ from autoslim.channels.trace import as_inputs, times_written
 from autoslim.cost.amounts import KINDS
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
-from autoslim.search.evaluate import Score, SupernetEvaluator, can_be_cut, on_cpu, to_measure
+from autoslim.search.evaluate import Score, SupernetEvaluator, can_be_cut, on_cpu
 from autoslim.search.keep import Keeping, kept_of
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.places import alike, equal, same_anywhere
 from autoslim.search.ranks import Ranks
-from autoslim.search.samples import images_of, most_first
+from autoslim.search.samples import first_of, images_of, most_first, values_of_one
 from autoslim.search.scored import Scored, costs_of
 from autoslim.search.values import Values
 from autoslim.slimmable.calibrate import Measure
@@ -32,7 +32,8 @@ CASTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How a fast search samples: standard errors, images of the first and the last decision, from one to the next, and to calibrate.
 RACE = {"z": 2.0, "least": 512, "most": 1024, "every": 256, "calibration": 256}
 # Images of a batch that is scored on a CPU, where small ones share the work among processes and let an exact search stop sooner;
-# and on GPUs, which would be idle with them. There an exact search takes more, for about `GPU_BATCHES` batches a process.
+# and on GPUs, which would be idle with them. There an exact search takes more, for about `GPU_BATCHES` batches in all: as many
+# whatever processes there are, as losses differ in their last digits with the batch.
 CPU_BATCH, GPU_BATCH, GPU_BATCHES = 64, 256, 8
 # Images of a batch that calibrates a candidate of a fast search, at least. With 4 the loss of MobileNet v2 is higher by 0.03.
 CALIBRATION_BATCH = 16
@@ -68,15 +69,17 @@ class PartialEvaluator(SupernetEvaluator):
             raise ConfigError(f"race has {', '.join(map(repr, sorted(unknown)))}; it takes {', '.join(RACE)}")
         if len({shapes[-1] for shapes in self._images.shapes()}) > 1 or not self._images.per_image():
             raise NotPartial("labels are not one an image, or one map of the same size an image")
+        if memory_budget is not None and not memory_budget > 0:
+            raise ConfigError(f"memory_budget {memory_budget} is no number of bytes above 0; pass 4e9 for 4 GB")
         self.ranks = Ranks()
-        budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else memory_budget
+        budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else min(memory_budget, 2.0**60)
         # In 16 bits, and on GPUs, the order in which kernels add up depends on the channels that they make, and on the batch.
         leading = precision == "fp32" and on_cpu(net)
         # Three, as two are traced: it shows where code counts its images.
         sizes = self._calibration.of_every_size(3) | self._images.of_every_size(3)
-        self._partial = PartialNet(net, self._images.cut(2)[0][0], rules, leading=leading, checked=sizes.values())
+        example = max(sizes.values(), key=values_of_one)  # as memory is counted for it
+        self._partial = PartialNet(net, first_of(example, 2), rules, leading=leading, checked=sizes.values())
         self._keeping = Keeping(self._partial)
-        self._calibration = to_measure(net, self._calibration)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
         alone = can_be_cut(net, self._images)
@@ -87,7 +90,7 @@ class PartialEvaluator(SupernetEvaluator):
         # at any time: the last digits of an image's loss depend on how many others are in its batch.
         self._given = self._images = self._images.cut(self.batch) if alone else self._images
         self._order: Sequence[Tensor] = ()  # the places of the images of every batch among those given, where they are sorted
-        larger = self._sorts and not on_cpu(net) and self._given.images // (GPU_BATCHES * self.ranks.count)
+        larger = self._sorts and not on_cpu(net) and self._given.images // GPU_BATCHES
         self._exact_batch = min(self._most, max(self.batch, larger))
         largest = max(*self._given.sizes, *self._calibration.sizes, self._exact_batch)
         self._room = budget - min(budget / 2, 2 * largest * self._partial.bytes)
@@ -181,7 +184,7 @@ class PartialEvaluator(SupernetEvaluator):
             drawn = self._given.arranged(order.split(batch)) if self._sorts else self._given.reordered(order.tolist())
             self._images = drawn
         size = max(CALIBRATION_BATCH, min(batch_of(self.net), self._most))
-        fast = self._calibration.cut(size, most=self._race["calibration"])
+        fast = self._calibration.cut(size, most=self._race["calibration"], alike=True)
         self._used = self._calibration if effort == "exact" else fast
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
         largest = max(*self._used.sizes, *self._images.sizes)

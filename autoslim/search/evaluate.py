@@ -124,13 +124,13 @@ class SupernetEvaluator:
         self._images = images if isinstance(images, Samples) else Samples(images, device)
         if not isinstance(calibration, Samples):
             calibration = Samples(calibration, device, least=calibration_images, labels=False)
-        self._calibration = calibration
-        for batches, what in ((self._images, "score"), (self._calibration, "calibrate batch norm with")):
+        for batches, what in ((self._images, "score"), (calibration, "calibrate batch norm with")):
             if not batches.images:
                 raise DataError(f"there are 0 images to {what}; pass at least one batch (an exhausted generator gives none)")
         self._labelled = self._images.labelled()
         if not self._labelled:
             raise DataError(f"all labels of the {self._images.images} images to score are {IGNORED}; pass some that have one")
+        self._calibration = to_measure(net, calibration)
         self.batch = max(self._images.sizes)
         self._freed = FreedMemory()
 
@@ -144,13 +144,16 @@ class SupernetEvaluator:
 
 def to_measure(net: Supernet, calibration: Samples) -> Samples:
     """Return the batches that calibrate a network: two images of them where there are no statistics to measure."""
+    if not scored_alone(net):
+        return calibration
     first = calibration.cut(2, most=2)[0]
     with torch.no_grad(), eval_mode(net), Measure() as measure:
-        if scored_alone(net):
+        try:
             net(*as_inputs(first[0]))
+        except Exception:  # it takes batches of one size
+            return calibration
     counts, _ = measure.moments()
-    nothing = scored_alone(net) and not counts
-    return Samples([first], next(net.parameters()).device, labels=False) if nothing else calibration
+    return calibration if counts else Samples([first], next(net.parameters()).device, labels=False)
 
 
 @torch.no_grad()
@@ -158,17 +161,20 @@ def can_be_cut(net: Supernet, images: Samples) -> bool:
     """Tell whether an image gets the same scores, and one label, in a batch of any size."""
     if not scored_alone(net) or not images.per_image():
         return False
-    x, ones = images.cut(3)[0][0], images.cut(1)
+    together = images.joined() if len(images.shapes()) == 1 else images  # a loader may give one at a time
+    x, ones = together.cut(3, most=3)[0][0], together.cut(1, most=3)
     with eval_mode(net):
-        together = logits_of(net(*as_inputs(x)))
         try:
+            scores = logits_of(net(*as_inputs(x)))
             alone = torch.cat([logits_of(net(*as_inputs(ones[i][0]))) for i in range(images_of(x))])
-        except Exception:  # a squeeze() leaves no axis for one image
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception:  # it takes batches of one size, or a squeeze() leaves no axis for one image
             return False
     # In TF32 or 16 bits, kernels for one image and for several differ more.
-    part = 1e-3 if on_cpu(net) and together.dtype in (torch.float32, torch.float64) else 0.03
-    within = part * together.abs().nan_to_num().max().item()
-    return together.shape == alone.shape and torch.allclose(together, alone, rtol=part, atol=within, equal_nan=True)
+    part = 1e-3 if on_cpu(net) and scores.dtype in (torch.float32, torch.float64) else 0.03
+    within = part * scores.abs().nan_to_num().max().item()
+    return scores.shape == alone.shape and torch.allclose(scores, alone, rtol=part, atol=within, equal_nan=True)
 
 
 def on_cpu(net: Supernet) -> bool:

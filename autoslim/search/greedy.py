@@ -16,6 +16,7 @@ from autoslim.search.trace import Candidate, SearchTrace
 from autoslim.slimmable.supernet import Supernet
 
 SCORES = ("error", "loss")
+_OTHER = "the trace was written by another search ({}); search with the same settings, or into another folder"
 EFFORTS = ("fast", "exact")
 
 
@@ -24,7 +25,8 @@ class PickRule:
     """What the candidates of a step are, and how they are compared.
 
     Attributes:
-        weigh: what the increase of the score is divided by, from what a candidate saves of what is missing to the target.
+        weigh: what an increase of the score is divided by, and a decrease multiplied by, from what a candidate saves of what is
+            missing to the target.
         part: how much of the full network's cost, of a kind that is not met, a candidate saves at least, but no more than half of
             a group's even share; its group is narrowed by as many choices as that takes. By one choice where it is 0.
     """
@@ -137,6 +139,8 @@ def _descend(net, budgets, evaluator, targets, score, pick, effort, trace, progr
             scored = ask(evaluator, full)
             known = [_candidate(0, "", 0, budgets.full["macs"], Judged(scored, scored))]
             trace.record(known)
+        elif [(each.group, each.macs) for each in known] != [("", budgets.full["macs"])]:
+            raise RunError(_OTHER.format("begins at another full network"))
         current = known[-1]
         while True:
             costs = budgets.costs(widths)
@@ -227,10 +231,7 @@ def _check_recorded(candidates: list[Candidate], step: Step, effort: str) -> Non
     lost = [c for c in candidates if c is picked or (c.images == picked.images and (c.certainty or 0.0) > 0.5)]
     values = {c.group: step.value(c.group, c.increase(step.score)) for c in lost if known}
     if not known or step.best(values) != picked.group:
-        raise RunError(
-            f"the trace was written by another search (step {picked.step} narrowed {picked.group!r} to {picked.width} channels); "
-            "search with the same settings, or into another folder"
-        )
+        raise RunError(_OTHER.format(f"step {picked.step} narrowed {picked.group!r} to {picked.width} channels"))
 
 
 def _candidate(step: int, group: str, width: int, macs: int, judged: Judged) -> Candidate:

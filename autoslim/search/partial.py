@@ -70,6 +70,10 @@ class PartialNet:
         self, net: Supernet, example, rules: Mapping | None = None, *, leading: bool = True, checked: Iterable = ()
     ):  # fmt: skip
         self.net = net
+        if net.channels.writes_inputs and net.channels.opaque:
+            raise NotPartial(
+                f"its forward may write into its inputs where it cannot be followed ({', '.join(net.channels.opaque)})"
+            )
         try:
             traced = trace(net.source, example, {**RULES, **(rules or {})})
         except Untraceable as error:

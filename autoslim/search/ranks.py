@@ -22,7 +22,13 @@ MEET = timedelta(minutes=10)  # over nccl they share only once all are there
 
 def first_process() -> bool:
     """Tell whether this is the first of several processes, or the only one."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return _processes()[0] == 0
+
+
+def _processes() -> tuple[int, int]:
+    """Return which process of how many this is; a rank without a number of processes says nothing."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", 0)) if count > 1 else 0, count
 
 
 class Ranks:
@@ -35,8 +41,7 @@ class Ranks:
     _gpus = None  # the group that shares over nccl, of all instances
 
     def __init__(self):
-        self.count = int(os.environ.get("WORLD_SIZE", 1))
-        self.rank = int(os.environ.get("RANK", 0))
+        self.rank, self.count = _processes()
         if self.count > 1 and not dist.is_initialized():
             dist.init_process_group("gloo", timeout=WAIT)
 
@@ -126,6 +131,8 @@ def _while_all_run() -> Iterator[None]:
     """Say in one line that another process ended."""
     try:
         yield
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         told = str(error).strip().rpartition("\n")[2]
         raise RunError(f"another process of this command ended or cannot be reached, see what it says ({told})") from error

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class Samples:
         for x, _ in self._stored:
             size = _shapes(x)
             if size not in found or images_of(found[size]) < min(count, images_of(x)):
-                found[size] = self._prepare(tree_map(lambda t: t[:count] if isinstance(t, Tensor) else t, x))
+                found[size] = self._prepare(first_of(x, count))
         return found
 
     def per_image(self) -> bool:
@@ -113,18 +114,23 @@ class Samples:
         )
         return self._with([piece], [(0, None)], [self.images])
 
-    def cut(self, size: int, *, most: float = math.inf) -> "Samples":
+    def cut(self, size: int, *, most: float = math.inf, alike: bool = False) -> "Samples":
         """Return the leading images as they were given, `most` at most, in batches of no more than `size`.
 
         The memory is shared.
+
+        Args:
+            alike: a batch is cut into parts of about one size, so that no small one is left over.
         """
         rows: list = []
         sizes: list[int] = []
         for part, (x, _) in enumerate(self._stored):
             end = int(min(images_of(x), most - sum(sizes)))
-            for start in range(0, end, size):
-                rows.append((part, slice(start, min(start + size, end))))
-                sizes.append(min(size, end - start))
+            count = -(-end // size)
+            borders = [end * i // count for i in range(count)] if alike else range(0, end, size)
+            for start, stop in pairwise([*borders, end]):
+                rows.append((part, slice(start, stop)))
+                sizes.append(stop - start)
         return self._with(self._stored, rows, sizes)
 
     def reordered(self, order: Sequence[int]) -> "Samples":
@@ -154,6 +160,16 @@ def _shapes(values) -> tuple:
 def images_of(x) -> int:
     """Return how many images the inputs of a network are."""
     return next(len(t) for t in tree_leaves(x) if isinstance(t, Tensor))
+
+
+def first_of(x, count: int):
+    """Return the inputs of the first images, `count` of them."""
+    return tree_map(lambda t: t[:count] if isinstance(t, Tensor) else t, x)
+
+
+def values_of_one(x) -> int:
+    """Return how many numbers the inputs of one image are."""
+    return sum(t[:1].numel() for t in tree_leaves(x) if isinstance(t, Tensor))
 
 
 def most_first(order: Sequence[Tensor], costs: Tensor) -> list[Tensor]:

@@ -56,10 +56,12 @@ def swap(
             now = judge(widths)
             wider, narrower = ({}, {})
             for i, row in enumerate(net.widths):
-                place = row.choices.index(widths[i])
-                for moved, to in ((wider, place + 1), (narrower, place - 1)):
-                    if 0 <= to < len(row.choices):
-                        changed = (*widths[:i], row.choices[to], *widths[i + 1 :])
+                # What an order found may lie between two choices.
+                up = next((choice for choice in row.choices if choice > widths[i]), None)
+                down = next((choice for choice in reversed(row.choices) if choice < widths[i]), None)
+                for moved, to in ((wider, up), (narrower, down)):
+                    if to is not None:
+                        changed = (*widths[:i], to, *widths[i + 1 :])
                         moved[i] = changed, judge(changed) - now
             moves = [(gain, changed) for changed, gain in wider.values()]
             for i, (up, gain) in wider.items():
