@@ -10,8 +10,11 @@ from PIL import Image
 import autoslim
 from autoslim.channels.config import origin
 from autoslim.commands import plot as plotting
-from autoslim.commands import runs
+from autoslim.commands import runs, study
+from autoslim.commands.trained import open_run
+from autoslim.cost.amounts import KINDS
 from autoslim.cost.budgets import Budgets
+from autoslim.cost.latency import LatencySetup
 from autoslim.errors import ModelError, RunError
 from autoslim.search import progress
 from autoslim.search.progress import Progress
@@ -192,7 +195,7 @@ def test_a_family_without_a_default_network_is_searched_all_the_same(supernet, t
     assert run("plot", out, "--what", "channels", "--out", tmp_path / "channels.png") == 0
 
 
-@pytest.mark.parametrize("where", ["autoslim.search.swaps.swap", "autoslim.commands.search._save"])
+@pytest.mark.parametrize("where", ["autoslim.search.swaps.swap", "autoslim.commands.found.save"])
 def test_what_is_said_at_an_interruption_has_a_line_of_its_own(supernet, tmp_path, monkeypatch, capsys, where):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -234,3 +237,93 @@ def test_what_is_done_with_a_found_network_is_no_part_of_the_time_left(monkeypat
 def test_a_search_into_its_own_run_is_not_told_to_remove_it(supernet, capsys):
     told = refused(capsys, "search", supernet, "--flops-target", "60%", "--out", supernet)
     assert "pass another --out" in told and "remove" not in told
+
+
+def test_pictures_of_one_search_are_not_drawn_of_several(supernet, tmp_path, capsys):
+    for name in ("a", "b"):
+        search(supernet, tmp_path / name, "--flops-target", "60%")
+    for what in ("channels", "path"):
+        told = refused(capsys, "plot", tmp_path / "a", tmp_path / "b", "--what", what, "--out", tmp_path / "picture.png")
+        assert f"--what {what} draws one search, 2 are given" in told
+    told = refused(capsys, "plot", tmp_path / "a", "--device", "cpu", "--out", tmp_path / "picture.png")
+    assert "--device has no meaning for --what spectrum" in told
+    drawn = plotting.plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "picture.png")
+    assert drawn is None and (tmp_path / "picture.png").exists()
+
+
+def test_networks_are_seeds_of_one_only_if_they_differ_in_nothing_else(supernet, tmp_path, capsys):
+    found = search(supernet, tmp_path / "search", "--flops-target", "60%") / "642.2k.json"
+    runs = {}
+    for name, options in {"a": (), "b": ("--seed", 1), "c": ("--epochs", 2), "d": ()}.items():
+        runs[name] = tmp_path / name
+        assert run("retrain", found, "--data", "digits", "--epochs", 1, *options, "--out", runs[name]) == 0
+    picture = tmp_path / "picture.png"
+    assert run("plot", runs["a"], runs["b"], "--out", picture) == 0
+    picture.unlink()
+    told = refused(capsys, "plot", runs["a"], runs["c"], "--out", picture)
+    assert f"{runs['a']} and {runs['c']} hold searched networks of as many multiply-adds, and differ in more" in told
+    told = refused(capsys, "plot", runs["a"], runs["b"], runs["d"], "--out", picture)
+    assert f"{runs['a']} and {runs['d']} are the same training with the same seed" in told and not picture.exists()
+
+
+def test_a_retraining_is_of_the_images_that_it_began_with(tmp_path, capsys):
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("ant", "bee"):
+            for i in range(count):
+                path = tmp_path / "set" / part / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 20 * i).convert("RGB").save(path)
+    config = tmp_path / "half.json"
+    assert run("import", "resnet20_cifar", "--width", "0.5", "--input-shape", "3,8,8", "--out", config) == 0
+    command = ("retrain", config, "--data", f"folder:{tmp_path / 'set'}", "--epochs", 1, "--out", tmp_path / "plain")
+    assert run(*command) == 0 and run(*command) == 0
+    shutil.copy(tmp_path / "set/train/ant/0.png", tmp_path / "set/train/ant/7.png")
+    assert "holds another run (images.train was 12, now 13; images_digest was" in refused(capsys, *command)
+    settings = json.loads((tmp_path / "plain/config.json").read_text())
+    del settings["images"], settings["images_digest"]  # as earlier versions wrote it
+    (tmp_path / "plain/config.json").write_text(json.dumps(settings))
+    assert run(*command) == 0
+    (tmp_path / "plain/result.json").write_text("{}")
+    told = refused(capsys, *command)
+    assert "plain/result.json is damaged (no kind); remove it, and run the same command again" in told
+
+
+def test_a_run_is_studied_on_images_of_its_own_shape(tmp_path):
+    for name, size in (("small", 8), ("large", 12)):
+        options = ("--data", "digits", "--input-shape", f"1,{size},{size}", "--epochs", 1, "--out", tmp_path / name)
+        assert run("train", "digits_cnn", "--system", "us-net", *options) == 0
+    read = {}
+    assert [study._images(open_run(tmp_path / name, "cpu"), read).size for name in ("small", "large")] == [(8, 8), (12, 12)]
+
+
+def test_trainings_in_folders_of_one_name_are_told_apart(tmp_path):
+    for place, epochs in (("a", 1), ("b", 2)):
+        options = ("--data", "digits", "--epochs", epochs, "--out", tmp_path / place / "run")
+        assert run("train", "digits_cnn", "--system", "us-net", *options) == 0
+    opened = study._labelled([open_run(tmp_path / place / "run", "cpu") for place in ("a", "b")])
+    assert len({each.label for each in opened}) == 2
+
+
+def test_the_table_has_the_costs_that_were_asked_for(supernet, tmp_path, capsys):
+    search(supernet, tmp_path, "--params-target", "60%", "--memory-target", "70%")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["configuration", "MACs", "params", "memory", "error*", "loss*"]
+    (path,) = (path for path in tmp_path.glob("params*.json"))
+    assert KINDS["memory"].format(autoslim.ChannelConfig.load(path).provenance["costs"]["memory"]) in lines[1].split()
+
+
+@pytest.mark.parametrize("kind", ["params", "memory", "macs"])
+def test_the_uniform_network_costs_about_as_much_in_what_has_a_target(supernet, tmp_path, kind):
+    option = {"macs": "flops"}.get(kind, kind)
+    out = search(supernet, tmp_path, f"--{option}-target", "60%")
+    (path,) = out.glob("uniform*.json")
+    uniform, searched = (autoslim.ChannelConfig.load(out / name) for name in (path.name, path.name.removeprefix("uniform-")))
+    costs = [each.provenance["costs"][kind] for each in (uniform, searched)]
+    assert abs(costs[0] / costs[1] - 1) <= 0.06
+
+
+def test_profile_refuses_what_only_latency_has(capsys):
+    for option in (("--device", "cpu"), ("--threads", 1), ("--batch", 2)):
+        assert f"{option[0]} is for --latency" in refused(capsys, "profile", "digits_cnn", *option, code=2)
+    found = printed(capsys, "profile", "digits_cnn", "--latency", "--threads", 1, "--batch", 2, "--device", "cpu")
+    assert found["latency"]["repeats"] >= 100 and found["latency"]["device"] == LatencySetup().device_name

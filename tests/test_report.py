@@ -23,9 +23,15 @@ def labels(figure):
 
 
 def test_estimates_and_retrained_networks_are_distinguishable_series():
-    figure = spectrum._figure(uniform=UNIFORM, paths=[GREEDY], found=GREEDY[1:], retrained=RETRAINED)
+    figure = spectrum._figure(uniform=[UNIFORM], paths=[GREEDY], found=GREEDY[1:], retrained=RETRAINED)
     text = labels(figure)
-    for name in ("uniform subnets", "greedy path", "found for a target", "searched configurations", "uniform configurations"):
+    for name in (
+        "uniform subnets",
+        "searched subnets",
+        "found for a target",
+        "searched configurations",
+        "uniform configurations",
+    ):
         assert name in text
     looks = {
         (line.get_marker(), line.get_linestyle(), line.get_color(), line.get_markersize())
@@ -44,7 +50,7 @@ def test_means_and_ranges_are_those_of_the_seeds():
 
 
 def test_a_subnet_near_chance_does_not_flatten_the_picture():
-    figure = spectrum._figure(uniform=UNIFORM, paths=[GREEDY], found=GREEDY[1:], retrained=RETRAINED)
+    figure = spectrum._figure(uniform=[UNIFORM], paths=[GREEDY], found=GREEDY[1:], retrained=RETRAINED)
     low, high = figure.axes[0].get_ylim()
     assert low > 50 and high > 75
     assert any("12%" in text.get_text() for text in figure.axes[0].texts)
@@ -52,7 +58,7 @@ def test_a_subnet_near_chance_does_not_flatten_the_picture():
 
 def test_uniform_subnets_as_large_as_what_was_found_are_inside_the_axes():
     uniform = [(1e6, 0.05), (2e6, 0.1), (3e6, 0.11), (4e6, 0.17)]
-    figure = spectrum._figure(uniform=uniform, paths=[[(4e6, 0.17)]], found=[(3.5e6, 0.17), (2.1e6, 0.16)], retrained=[])
+    figure = spectrum._figure(uniform=[uniform], paths=[[(4e6, 0.17)]], found=[(3.5e6, 0.17), (2.1e6, 0.16)], retrained=[])
     assert 5 < figure.axes[0].get_ylim()[0] < 10
     (note,) = figure.axes[0].texts
     assert "1 estimate lies" in note.get_text()
@@ -60,7 +66,7 @@ def test_uniform_subnets_as_large_as_what_was_found_are_inside_the_axes():
 
 def test_what_other_orders_found_stands_beside_under_their_names():
     compared = {"random": [(2e6, 0.71)], "evolution": [(2e6, 0.72), (1e6, 0.6)]}
-    figure = spectrum._figure(uniform=UNIFORM, paths=[GREEDY], found=GREEDY[1:], retrained=[], compared=compared)
+    figure = spectrum._figure(uniform=[UNIFORM], paths=[GREEDY], found=GREEDY[1:], retrained=[], compared=compared)
     lines = {str(line.get_label()): line for line in figure.axes[0].get_lines()}
     assert lines["found, order random"].get_ydata().tolist() == pytest.approx([71])
     assert lines["found, order evolution"].get_xdata().tolist() == pytest.approx([1, 2])
@@ -70,12 +76,12 @@ def test_what_other_orders_found_stands_beside_under_their_names():
 def test_each_search_has_a_path_of_its_own_and_all_have_one_name():
     other = [(4e6, 0.6), (2.5e6, 0.65)]
     figure = spectrum._figure(uniform=[], paths=[GREEDY, [], other], found=GREEDY[1:], retrained=[])
-    drawn = [line for line in figure.axes[0].get_lines() if line.get_label() == "greedy path"]
+    drawn = [line for line in figure.axes[0].get_lines() if line.get_label() == "searched subnets"]
     assert [line.get_xdata().tolist() for line in drawn] == [sorted(macs / 1e6 for macs, _ in path) for path in (GREEDY, other)]
-    assert labels(figure).count("greedy path") == 1
+    assert labels(figure).count("searched subnets") == 1
 
 
-ALONE = [{"uniform": UNIFORM}, {"paths": [GREEDY]}, {"retrained": RETRAINED[:1]}, {"compared": {"random": GREEDY}}]
+ALONE = [{"uniform": [UNIFORM]}, {"paths": [GREEDY]}, {"retrained": RETRAINED[:1]}, {"compared": {"random": GREEDY}}]
 
 
 @pytest.mark.parametrize("given", ALONE)
@@ -88,7 +94,7 @@ def test_nothing_to_draw_and_wrong_suffixes_are_refused(tmp_path):
     with pytest.raises(RunError, match="retrained network"):
         spectrum.draw_spectrum(tmp_path / "s.png", uniform=[], paths=[], found=[], retrained=[])
     with pytest.raises(RunError, match="'.*s.pdf' does not end in .png or .svg"):
-        spectrum.draw_spectrum(tmp_path / "s.pdf", uniform=UNIFORM, paths=[], found=[], retrained=[])
+        spectrum.draw_spectrum(tmp_path / "s.pdf", uniform=[UNIFORM], paths=[], found=[], retrained=[])
     with pytest.raises(RunError, match="no configuration"):
         channels.draw_channels(tmp_path / "c.png", [])
     with pytest.raises(RunError, match="no step"):
@@ -99,7 +105,7 @@ def test_nothing_to_draw_and_wrong_suffixes_are_refused(tmp_path):
 def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
-        spectrum.draw_spectrum(tmp_path / "file" / "s.png", uniform=UNIFORM, paths=[], found=[], retrained=[])
+        spectrum.draw_spectrum(tmp_path / "file" / "s.png", uniform=[UNIFORM], paths=[], found=[], retrained=[])
 
 
 def test_channels_show_found_default_and_full_widths():

@@ -18,12 +18,13 @@ from fvcore.nn import FlopCountAnalysis
 
 import autoslim
 from autoslim.commands import runs
+from autoslim.commands import search as search_verb
 from autoslim.commands.search import load_supernet
 from autoslim.cost.memory import peak_memory_bytes
 from autoslim.errors import RunError
 from autoslim.files import held
 from autoslim.search.greedy import PICK_RULES
-from autoslim.search.ranks import Ranks
+from autoslim.search.ranks import Ranks, first_process
 from cli import refused, run
 
 ROOT = Path(__file__).parents[1]
@@ -197,7 +198,7 @@ import os, platform, sys
 from pathlib import Path
 import torch.distributed
 from autoslim.commands import main
-from autoslim.search.ranks import Ranks
+from autoslim.search.ranks import Ranks, first_process
 
 os.environ["NCCL_HOSTID"] = os.environ["RANK"]  # two machines, for nccl, that have one GPU each
 platform.node = lambda: os.environ["RANK"]
@@ -246,6 +247,13 @@ def test_a_search_goes_on_with_the_memory_budget_that_it_was_begun_with(supernet
     monkeypatch.setattr(runs, "search_evaluator", keep)
     assert run(*base, "70%") == 0
     assert given == [3e6]
+
+
+@pytest.mark.parametrize(("noted", "free", "taken"), [(4e9, 2e9, 4e9), (4e9, 1.9e9, 1.9e9), (1e9, 4e9, 1e9)])
+def test_a_search_goes_on_with_what_is_free_where_that_is_much_less(tmp_path, noted, free, taken):
+    (tmp_path / "config.json").write_text(json.dumps({"memory_budget": noted}))
+    assert search_verb._memory_budget(None, tmp_path, free) == taken
+    assert search_verb._memory_budget("3GB", tmp_path, free) == 3e9
 
 
 def test_a_trace_is_not_gone_on_with_for_budgets_that_decide_otherwise(supernet, tmp_path, capsys):
@@ -488,3 +496,23 @@ def test_a_process_that_ends_is_told_by_the_others_in_one_line(monkeypatch):
         monkeypatch.setattr(f"torch.distributed.{name}", closed)
         with pytest.raises(RunError, match=r"another process of this command ended .*\(Connection closed by peer\)"):
             call()
+
+
+def test_memory_that_runs_out_while_results_are_shared_is_told_as_that(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    ranks = Ranks()
+    ranks.count = 2
+    monkeypatch.setattr("torch.distributed.all_gather_object", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        ranks.share({0: 1})
+
+
+@pytest.mark.parametrize("count", [None, "1"])
+def test_a_rank_without_others_is_the_first(monkeypatch, count):
+    monkeypatch.setenv("RANK", "1")
+    if count:
+        monkeypatch.setenv("WORLD_SIZE", count)
+    ranks = Ranks()
+    assert ranks.own(range(3)) == [0, 1, 2] and first_process()

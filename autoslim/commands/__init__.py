@@ -18,7 +18,7 @@ VERBS = {
     "spaces": "list the search spaces that ship",
     "inspect": "show channel groups, their choices, and what is frozen and why",
     "profile": "show multiply-adds, parameters and bytes at any width",
-    "latency-table": "measure layers on this machine, and predict the latency of any configuration",
+    "latency-table": "measure layers on this machine, for `search --latency-target`, and check what that predicts",
     "train": "train a supernet, a US-Net or an S-Net",
     "search": "slim a supernet to every target: multiply-adds, parameters, bytes, memory, latency",
     "retrain": "train a found configuration from scratch, or several jointly",

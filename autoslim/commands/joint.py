@@ -7,7 +7,7 @@ from autoslim.commands import runs
 from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError, RunError
 from autoslim.factories import build_model
-from autoslim.files import probe_writable, read_json, write_json
+from autoslim.files import probe_writable, write_json
 from autoslim.search.evaluate import evaluate
 from autoslim.slimmable import family
 from autoslim.slimmable.materialize import example_input
@@ -64,9 +64,12 @@ def joint_run(configs: dict[str, ChannelConfig], images: runs.Images, out: Path,
     check_classes(net, next(iter(configs.values())), images, settings["data"])
     probe_writable(out)
     switches = {name: config.to_json() for name, config in configs.items()}
-    runs.write_run(out, "switches", **settings, switches=switches, norm=norm, recipe=recipe, classes=list(images.classes))
-    if (out / "result.json").exists():
-        return read_json(out / "result.json", RunError)
+    runs.write_run(
+        out, "switches", **settings, switches=switches, norm=norm, recipe=recipe, classes=list(images.classes),
+        images=images.counts(), images_digest=images.digest,
+    )  # fmt: skip
+    if known := runs.read_result(out, *(("switches", name, part) for name in switches for part in ("test", "cost"))):
+        return known
     family.place(net, images.device)
     seed = settings["seed"]
     batches = images.training(images.train, recipe, seed)

@@ -29,8 +29,8 @@ from autoslim.spaces import load_space
 def latency_table(space, device, batch, threads, backend, points, check, out, input_shape, as_json):
     """Measure the layers of SPACE (a name, a TOML file, pkg.module:factory, or the RUN of a supernet) at all widths, here.
 
-    From the table the latency of any configuration is predicted; it is compared with that of random configurations measured
-    end to end. Run again, it goes on where it was cut off. Keep the machine quiet meanwhile.
+    From the table `autoslim search --latency-target` predicts the latency of any configuration; here predictions are compared
+    with random configurations measured end to end. Run again, it goes on where it was cut off. Keep the machine quiet meanwhile.
     """
     loaded = _space_of_run(Path(space))
     if loaded and options.given("input_shape"):

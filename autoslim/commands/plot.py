@@ -28,6 +28,8 @@ def plot(run, out, what, layer, channel, widths, device):
     for name, value in given.items():
         if value is not None and (what not in ("norms", "images") or (name != "widths" and what != "images")):
             raise RunError(f"--{name} has no meaning for --what {what}; leave it out")
+    if what not in ("norms", "images") and options.given("device"):
+        raise RunError(f"--device has no meaning for --what {what}; leave it out")
     if what in OF_SWITCHES:
         from autoslim.commands import pictures
 
@@ -51,10 +53,12 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     kinds = [(folder, runs.read_run(folder)) for folder in folders]
     searches = [folder / "search" if document["kind"] == "supernet" else folder for folder, document in kinds
                 if document["kind"] in ("supernet", "search")]  # fmt: skip
+    if what != "spectrum" and len(searches) > 1:
+        raise RunError(f"--what {what} draws one search, {len(searches)} are given; draw them one by one")
     unfinished = [folder for folder in searches if not (folder / "spectrum.csv").exists()]
     searches = [folder for folder in searches if folder not in unfinished]
-    retrained = [point for folder, document in kinds if document["kind"] in ("network", "switches")
-                 for point in _retrained(folder, document)]  # fmt: skip
+    trained = [(folder, document) for folder, document in kinds if document["kind"] in ("network", "switches")]
+    retrained = [point for folder, document in trained for point in _retrained(folder, document)]
     if what == "spectrum":
         if not searches and not retrained:
             raise RunError(f"{', '.join(map(str, folders))} hold neither a finished search nor a retrained network; search first")
@@ -62,6 +66,10 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
             click.echo(
                 f"{folder} holds no finished search, none of it is drawn; name the folder of one that is elsewhere", err=True
             )
+        for folder, document in kinds:
+            if document["kind"] == "study network":
+                click.echo(f"{folder} is part of a study, and not drawn", err=True)
+        _check_seeds([(folder, document) for folder, document in trained if document["kind"] == "network"])
         _spectrum(searches, retrained, out)
         return
     if not searches:
@@ -72,14 +80,34 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     (_channels if what == "channels" else _path)(searches[0], out)
 
 
+def _check_seeds(trained: list[tuple[Path, dict]]) -> None:
+    """Raise RunError for networks that would be drawn as seeds of one, and are other trainings, or the same one twice."""
+    from autoslim.channels.config import origin
+
+    seen: dict[tuple, tuple[Path, dict]] = {}
+    for folder, settings in trained:
+        channels = settings["channels"]
+        drawn_as = origin(channels["provenance"]), channels["cost"]["macs"]
+        first, before = seen.setdefault(drawn_as, (folder, settings))
+        alike = all(before[key] == settings[key] for key in ("data", "recipe", "skip_corrupt"))
+        if not (alike and before["channels"]["channels"] == channels["channels"]):
+            raise RunError(
+                f"{first} and {folder} hold {drawn_as[0]} networks of as many multiply-adds, and differ in more than their seed; "
+                "draw them in pictures of their own"
+            )
+        first, _ = seen.setdefault((*drawn_as, settings["seed"]), (folder, settings))
+        if first != folder:
+            raise RunError(f"{first} and {folder} are the same training with the same seed; leave one out")
+
+
 def _retrained(folder: Path, settings: dict) -> list[dict]:
     """Return the networks that a run trained: one, or one a switch."""
     from autoslim.channels.config import origin
-    from autoslim.files import read_json
+    from autoslim.commands import runs
 
-    if not (folder / "result.json").exists():
+    result = runs.read_result(folder)
+    if result is None:
         raise RunError(f"{folder} has no result yet; finish it with the same command, or leave it out")
-    result = read_json(folder / "result.json", RunError)
     try:
         if settings["kind"] == "network":
             networks, configuration = [result], origin(settings["channels"]["provenance"])
@@ -106,7 +134,7 @@ def _system(settings: dict) -> str:
 
 def _some_found(search: Path) -> list:
     """Return the searched configurations of a search folder; raises RunError where there are none."""
-    from autoslim.commands.runs import found_configs
+    from autoslim.commands.found import found_configs
 
     if not (found := found_configs(search)):
         raise RunError(f"{search} holds no found configuration; run `autoslim search` again")
@@ -124,13 +152,13 @@ def _label(config) -> str:
 
 
 def _spectrum(searches: list[Path], retrained: list[dict], out: Path) -> None:
-    from autoslim.commands.runs import found_configs
+    from autoslim.commands.found import found_configs
     from autoslim.report.spectrum import draw_spectrum, read_spectrum
 
     uniform, paths, found, compared = [], [], [], {}
     for search in searches:
         more_uniform, path = read_spectrum(search / "spectrum.csv")
-        uniform += more_uniform
+        uniform.append(more_uniform)
         paths.append(path)
         for config in found_configs(search):
             order = _order(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autoslim.commands import options
+from autoslim.commands.latency_table import latency_setup
 from autoslim.errors import ConfigError
 from autoslim.factories import load_rules
 from autoslim.spaces import find_config, load_space, published_configs
@@ -19,17 +20,21 @@ _OWN = "the space's"
     "--switches", is_flag=False, flag_value=_OWN, metavar="R,R,...",
     help="Every width of a slimmable network (S-Net), and its parameters in all; alone: the widths of the space.",
 )  # fmt: skip
-@click.option("--latency", is_flag=True, help="Measure the forward pass of one image, too.")
+@click.option("--latency", is_flag=True, help="Measure a forward pass, too, as `autoslim search` measures what it found.")
 @options.device_option
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images, for --latency.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the CPU, for --latency.")
 @options.shape_option
 @options.json_option
-def profile(network, width, switches, latency, device, input_shape, as_json):
+def profile(network, width, switches, latency, device, batch, threads, input_shape, as_json):
     """Show what a SPACE (at --width) or a CONFIG.json costs: multiply-adds, parameters, bytes of weights, peak memory.
 
     A published configuration goes by its name. Multiply-adds (MACs) are those of conv and linear layers, what the papers
     call FLOPs; 1 MAC = 2 floating-point operations. macs_with_pooling has one more for each input of an average pooling.
     """
     is_config = network.endswith(".json") or network in published_configs()
+    if not latency and (given := options.given("device", "batch", "threads")):
+        raise click.UsageError(f"{given[0]} is for --latency; add it, or leave {given[0]} out")
     if switches is not None:
         if is_config or width is not None or latency:
             raise click.UsageError("--switches takes a SPACE, and neither --width nor --latency")
@@ -45,7 +50,9 @@ def profile(network, width, switches, latency, device, input_shape, as_json):
         model, example, cost, label = _of_space(load_space(network, input_shape=input_shape), width)
     document = {**label, **plain_costs(model, example, cost), "peak_memory_bytes": _peak_memory(model, example)}
     if latency:
-        document["latency"] = _latency(model, example, device)
+        setup = latency_setup(device, batch=batch, threads=threads)
+        options.check_threads(setup.device)
+        document["latency"] = _latency(model, example, setup)
     options.print_json(document) if as_json else _show(document, label)
 
 
@@ -164,14 +171,11 @@ def full_cost(model, example, rules=None):
     return CostTable.of(channels, model).cost({group.name: group.full for group in channels.groups})
 
 
-def _latency(model, example, device: str) -> dict:
+def _latency(model, example, setup) -> dict:
     from torch.utils._pytree import tree_map
 
-    from autoslim.commands import runs
     from autoslim.commands.budgets import drawn_input
-    from autoslim.cost.latency import LatencySetup, measure_latency
-    from autoslim.slimmable.family import place
+    from autoslim.cost.latency import measure_rounds
 
-    setup = LatencySetup(device=str(runs.choose_device(device)))
     example = tree_map(lambda zeros: zeros if zeros is None else drawn_input(zeros.shape[1:]), example)
-    return measure_latency(place(model, setup.device), setup.inputs(example)).to_json()
+    return measure_rounds(model, example, setup).to_json()

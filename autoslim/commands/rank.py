@@ -152,7 +152,7 @@ def _retrain(config, images, folder: Path, settings: dict, recipe: dict, seed: i
     """Retrain in a run folder without the held-out images, score on those; returns what result.json holds."""
     from autoslim.commands import runs
     from autoslim.commands.retrain import load_network
-    from autoslim.files import read_json, write_json
+    from autoslim.files import write_json
     from autoslim.search.evaluate import evaluate
     from autoslim.slimmable import family
     from autoslim.training.loop import retrain
@@ -164,8 +164,8 @@ def _retrain(config, images, folder: Path, settings: dict, recipe: dict, seed: i
         split_seed=settings["seed"], images=images.counts(), seed=seed, recipe=recipe, classes=list(images.classes),
         skip_corrupt=settings["skip_corrupt"],
     )  # fmt: skip
-    if (folder / "result.json").exists():
-        return read_json(folder / "result.json", RunError)
+    if known := runs.read_result(folder, ("held_out", "error")):
+        return known
     network, cost = load_network(config, str(folder))
     family.place(network, images.device)
     batches = images.training(images.train, recipe, seed)

@@ -121,8 +121,7 @@ def retrain_run(
 
     from autoslim.channels.config import ChannelConfig, origin
     from autoslim.commands import runs
-    from autoslim.errors import DataError
-    from autoslim.files import probe_writable, read_json, write_json
+    from autoslim.files import probe_writable, write_json
     from autoslim.search.evaluate import evaluate
     from autoslim.slimmable import family
     from autoslim.spaces import check_table, find_config
@@ -142,10 +141,10 @@ def retrain_run(
     probe_writable(out)
     runs.write_run(
         out, "network", channels=config.to_json(), data=data, seed=seed, recipe=recipe, classes=list(images.classes),
-        skip_corrupt=skip_corrupt,
+        skip_corrupt=skip_corrupt, images=images.counts(), images_digest=images.digest,
     )  # fmt: skip
-    if (out / "result.json").exists():
-        return read_json(out / "result.json", DataError)
+    if known := runs.read_result(out, ("test", "error"), ("cost", "params")):
+        return known
     config.save(out / "channels.json")
     family.place(network, place)
     batches = images.training(images.train, recipe, seed)

@@ -1,6 +1,5 @@
 """Run folders, and the objects that are rebuilt from them."""
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 
 from autoslim import __version__
-from autoslim.channels.config import FORMAT as CHANNELS_FORMAT
 from autoslim.channels.config import ChannelConfig
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
 from autoslim.errors import ConfigError, DataError, RunError
@@ -31,6 +29,8 @@ _SETTINGS = {
     "network": ("channels", "data", "seed", "recipe", "classes", "skip_corrupt"),
     "search": ("data", "seed", "supernet", "search", "images"),
 }
+
+_NOTED_LATER = ("images", "images_digest")  # by versions since the first that wrote this format
 
 
 def choose_device(name: str) -> torch.device:
@@ -86,8 +86,8 @@ class Images:
         times = max(high / height, wide / width)
         if times >= 2:
             shape = f"{self.train.image_shape[0]},{round(high / times)},{round(wide / times)}"
-            log.info("images of %dx%d pixels are enlarged to %dx%d, the network's input shape; --input-shape %s (of a factory) or "
-                     "another space takes them as they are", width, height, wide, high, shape)  # fmt: skip
+            log.info("images of %dx%d pixels are enlarged to %dx%d, the network's input shape; --input-shape %s takes "
+                     "them as they are", width, height, wide, high, shape)  # fmt: skip
 
     def training(self, images, recipe: dict, seed: int) -> Loader:
         """Return shuffled, augmented batches."""
@@ -236,8 +236,9 @@ def check_run(folder: Path, kind: str, *, partly: bool = True, **settings) -> No
     if not path.exists():
         return
     before = read_json(path, RunError)
-    wanted = {"format": FORMAT, "kind": kind, **settings}
     before = before if isinstance(before, dict) else {}
+    settings = {key: value for key, value in settings.items() if key in before or key not in _NOTED_LATER}
+    wanted = {"format": FORMAT, "kind": kind, **settings}
     changed, before_kind = _differences(before, wanted, partly), before.get("kind")
     if changed:
         remove = " or remove it" if kind == before_kind else ""
@@ -268,6 +269,25 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
+def read_result(folder: Path, *places: tuple[str, ...]) -> dict | None:
+    """Read result.json of a run folder, in which something has to stand at all `places`; None where there is none yet.
+
+    Raises:
+        RunError: it is not whole.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = read_json(path, RunError)
+    for place in (("kind",), *places):
+        value = result
+        for key in place:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:
+            raise RunError(f"{path} is damaged (no {'.'.join(place)}); remove it, and run the same command again")
+    return result
+
+
 def read_run(folder: str | Path, kind: str | None = None) -> dict:
     """Read config.json of a run folder.
 
@@ -291,26 +311,6 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
         verb = {"supernet": "train", "switches": "train --system s-net", "network": "retrain"}[kind]
         raise RunError(f"{folder} holds a {document.get('kind')}, not a {kind}; pass a folder written by `autoslim {verb}`")
     return document
-
-
-def found_configs(search: Path, *, damaged: bool = True) -> list[ChannelConfig]:
-    """Return what was found in a search folder, the most expensive first; uniform ones and other JSON files are passed over.
-
-    Args:
-        damaged: whether files that are damaged are told of; they are passed over, too, if not.
-
-    Raises:
-        RunError: a file cannot be read.
-        ConfigError: a configuration is damaged.
-    """
-    found = []
-    for path in sorted(search.glob("*.json")):
-        with contextlib.suppress(*(() if damaged else (RunError, ConfigError))):
-            document = read_json(path, RunError)
-            if isinstance(document, dict) and document.get("format") == CHANNELS_FORMAT:
-                found.append(ChannelConfig.load(path))
-    searched = [config for config in found if config.provenance.get("kind") == "searched" and "macs" in config.cost]
-    return sorted(searched, key=lambda config: -config.cost["macs"])
 
 
 def space_to_json(space: Space) -> dict:

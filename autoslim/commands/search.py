@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,6 @@ from autoslim.commands import options
 
 if TYPE_CHECKING:
     from autoslim.channels.config import ChannelConfig
-    from autoslim.cost.latency import Remeasured
 
 ORDERS = ("greedy", "uniform", "random", "evolution")
 
@@ -113,7 +110,7 @@ def _check_order(order: str, targets: Mapping) -> None:
     help="Memory of each process for what candidates share and what is kept from step to step; with less, or where a GPU runs "
     "out of memory, more is computed again. The images come on top, a byte for every channel of every pixel; on a CPU up to 1GB "
     "is taken whatever is given.  [default: half of what is free on its GPU, or of the memory of its machine or container, 4GB at "
-    "most; shared by the processes there; where a search goes on, what each process had when it began]",
+    "most; shared by the processes there; where a search goes on, what each process had when it began, unless that is twice as much]",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where the configurations go.  [default: RUN/search]")
 @options.device_option
@@ -138,6 +135,8 @@ def search(run, flops, params, size, memory, latency, as_json, **how):
         return  # another process of several tells
     if as_json:
         options.print_json([{"path": str(path), **config.to_json()} for path, config in found])
+        for note in notes:
+            click.echo(note, err=True)
         return
     from autoslim.report.tables import configuration_table
 
@@ -203,6 +202,7 @@ def _search(
 
     from autoslim.commands import runs
     from autoslim.commands.budgets import open_budgets, read_terms
+    from autoslim.commands.found import check_found, save, walked
     from autoslim.commands.uniform import NOT_OF_FAMILY, Uniforms, uniform_sweep
     from autoslim.cost.amounts import KINDS
     from autoslim.errors import RunError
@@ -220,7 +220,7 @@ def _search(
     known = [digest(out / name) if (out / name).exists() else None for name in ("config.json", "trace.csv")]
     if len(set(map(str, ranks.share({ranks.rank: (supernet_digest, *known)}).values()))) > 1:
         raise RunError(f"processes find other files in {run} or {out}; all machines need the same supernet, and one --out")
-    budget = _memory_budget(memory_budget, out) or ranks.memory_budget(place)
+    budget = _memory_budget(memory_budget, out, ranks.memory_budget(place))
     images = runs.held_out_images(run, settings, space.input_shape, place)
     about = {
         "data": settings["data"],
@@ -242,7 +242,7 @@ def _search(
     if order not in ("greedy", "uniform"):
         draw_seed = settings["seed"] if draw_seed is None else draw_seed
         draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "draw_seed": draw_seed}
-    _check_found(out, wanted, {"swaps": swaps, **draws})
+    check_found(out, wanted, {"swaps": swaps, **draws})
     evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
     if order == "greedy":
         rules["budgets"] = budgets.decide_by(wanted)
@@ -274,7 +274,10 @@ def _search(
                 point = swap(net, point, budgets=budgets, trace=OrderTrace(out / f"swaps-{point.target.label}.csv"), **again)
             pair = [("", finish(point.config, point.config.estimate, point.target, kind="searched"))]
             if uniforms:
-                equal, usual = uniforms.nearest(point.cost.macs)
+                own = budgets.costs(point.config)
+                equal, usual = uniforms.nearest(
+                    1.0, lambda config: max(budgets.costs(config)[kind] / own[kind] for kind in point.target.amounts)
+                )
                 if not usual:
                     notes.append(
                         f"uniform-{point.target.label}: one ratio for all groups, to whole channels, to cost about as much"
@@ -286,7 +289,7 @@ def _search(
                 path = out / f"{prefix}{point.target.label}.json"
                 ranks.wait()  # nothing else runs while a network is timed
                 if ranks.rank == 0:
-                    each, note = _save(each, path, budgets, point.target, prefix)
+                    each, note = save(each, path, budgets, point.target, prefix)
                     notes += note
                 ranks.wait()
                 found.append((path, each))
@@ -294,37 +297,24 @@ def _search(
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
     if ranks.rank == 0:
-        walked = _path(trace, out, effort == "exact" and precision == "fp32") if order == "greedy" else []
-        write_spectrum(out / "spectrum.csv", uniform, walked)
+        taken = walked(trace, out, effort == "exact" and precision == "fp32") if order == "greedy" else []
+        write_spectrum(out / "spectrum.csv", uniform, taken)
     return (found, notes) if ranks.rank == 0 else (None, [])
 
 
-def _memory_budget(given: str | None, out: Path) -> float | None:
-    """Return the memory budget that is given; without one, that of the search that goes on in a folder."""
+def _memory_budget(given: str | None, out: Path, free: float) -> float:
+    """Return the memory budget that is given; without one, that of the search that goes on in a folder.
+
+    That one depends on what was free when it began; where it is more than twice what is `free` to a process now, on a smaller
+    machine or among more processes, it is not taken.
+    """
     from autoslim.commands.runs import noted_memory_budget
     from autoslim.cost.amounts import parse_bytes
 
-    return parse_bytes(given, "--memory-budget") if given is not None else noted_memory_budget(out)
-
-
-def _check_found(out: Path, targets: list, effort: Mapping) -> None:
-    """Raise RunError where a network of an earlier search would give way to one of another target, or of less searching."""
-    from autoslim.channels.config import ChannelConfig
-    from autoslim.errors import ConfigError, RunError
-
-    for target in targets:
-        path = out / f"{target.label}.json"
-        try:
-            known = ChannelConfig.load(path).provenance if path.exists() else {}
-        except ConfigError:
-            continue
-        before = known.get("target", target.amounts)
-        if not all(math.isclose(before.get(kind, 0), amount, rel_tol=1e-9) for kind, amount in target.amounts.items()):
-            amounts = ", ".join(f"{kind} {before.get(kind)}, not {amount}" for kind, amount in target.amounts.items())
-            raise RunError(f"{path} is there for another target ({amounts}); pass another --out")
-        for option in ("swaps", "evaluations"):
-            if known.get(option, 0) > effort.get(option, 0):
-                raise RunError(f"{path} was found with --{option} {known[option]}; pass as many or more, or another --out")
+    if given is not None:
+        return parse_bytes(given, "--memory-budget")
+    noted = noted_memory_budget(out) or free
+    return noted if noted <= 2 * free else free
 
 
 def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path, ranks, draws: dict) -> tuple:
@@ -347,51 +337,3 @@ def _points(net, order: str, wanted, budgets, evaluator, rules: dict, out: Path,
         search = getattr(orders, f"{order}_search")
     ranks.wait()  # all have read what the first may write anew
     return search(net, targets=targets, trace=trace, **common), trace
-
-
-def _save(config: ChannelConfig, path: Path, budgets, target, prefix: str) -> tuple[ChannelConfig, list[str]]:
-    """Write a configuration, measured again where its latency has a target; returns it, and what is to be said of it."""
-    from dataclasses import replace
-
-    notes = []
-    before = _measured_before(path, config)
-    if remeasured := before or budgets.remeasure(config, target):
-        config = replace(config, provenance={**config.provenance, "latency": remeasured.to_json()})
-        notes.append(_remeasured(path, prefix, remeasured) + (", as measured before" if before else ""))
-    config.save(path)
-    return config, notes
-
-
-def _measured_before(path: Path, config: ChannelConfig) -> Remeasured | None:
-    """Return what a found network took when the same search measured it, so that it writes the same file again."""
-    from autoslim.channels.config import ChannelConfig
-    from autoslim.cost.latency import Remeasured
-    from autoslim.errors import ConfigError
-
-    try:
-        stored = ChannelConfig.load(path).to_json() if path.exists() else {}
-        measured = stored["provenance"].pop("latency")
-        return Remeasured.from_json(measured) if stored == json.loads(json.dumps(config.to_json())) else None
-    except (ConfigError, KeyError, TypeError):
-        return None
-
-
-def _remeasured(path: Path, prefix: str, found) -> str:
-    latency = found.latency
-    text = f"{path}: {latency.median_ms:.3g} ms ({latency.low_ms:.3g} to {latency.high_ms:.3g}) on {latency.device}"
-    # The uniform one is there for comparison, at equal multiply-adds.
-    return text if prefix else f"{text}; {found.target_ms:.3g} ms {'holds' if found.holds else 'is missed'}"
-
-
-def _path(trace, out: Path, whole: bool) -> list:
-    """Return multiply-adds and scores along the way down; of what was found only, unless all were scored as those are."""
-    from autoslim.commands.runs import found_configs
-    from autoslim.search.evaluate import Score
-
-    taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
-    if whole:
-        return taken
-    parts = ("error", "loss", "images")
-    known = [config for config in found_configs(out, damaged=False) if config.estimate.keys() >= set(parts)]
-    found = [(config.cost["macs"], Score(*(config.estimate[part] for part in parts))) for config in known]
-    return [taken[0], *(row for row in found if row[0] != taken[0][0])]

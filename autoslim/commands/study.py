@@ -187,7 +187,8 @@ def _labelled(opened: list) -> list:
     for run in opened:
         label = run.label
         if len(trainings[label]) > 1 and not label.startswith("ordinary network"):
-            label = f"{label} ({names.setdefault(run.same_but_seed(), run.folder.name)})"
+            name = run.folder.name if run.folder.name not in names.values() else str(run.folder)
+            label = f"{label} ({names.setdefault(run.same_but_seed(), name)})"
         found.append(replace(run, label=label))
     return found
 
@@ -269,8 +270,9 @@ def calibration_study(folders: list[Path], configurations: int, out: Path, devic
 
 def _images(run, read: dict):
     """Read the images of a run, once for all runs that have the same."""
-    held_out = run.settings.get("held_out")
-    key = (run.settings["data"], held_out, run.seed if held_out else None, run.settings["skip_corrupt"])
+    settings, held_out = run.settings, run.settings.get("held_out")
+    drawn = run.seed if held_out else None
+    key = (settings["data"], run.input_shape, held_out, drawn, settings["skip_corrupt"], settings.get("images_digest"))
     if key not in read:
         read[key] = run.images()
     return read[key]

@@ -45,9 +45,12 @@ class TrainedRun:
 
     def images(self) -> runs.Images:
         """Read the run's images; where it held none out, what is scored are the test images."""
-        settings, device = self.settings, next(self.net.parameters()).device
-        shape = self.space.input_shape if self.space else next(iter(self.net.switches.values())).input_shape
-        return runs.run_images(self.folder, settings, shape, device)
+        return runs.run_images(self.folder, self.settings, self.input_shape, next(self.net.parameters()).device)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape `(C, H, W)` of an image that it was trained on."""
+        return tuple(self.space.input_shape if self.space else next(iter(self.net.switches.values())).input_shape)
 
     @property
     def accuracy_kind(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # A width at which layers fall together that are apart in the supernet, or that the factory does not build.
 NOT_OF_FAMILY = (RunError, ModelError, ConfigError)
-_NEAR = 0.05  # a network of as many multiply-adds has so many more or less at most, as a part of them
+_NEAR = 0.05  # a network of about a cost has so much more or less at most, as a part of it
 
 
 def uniform_sweep(net: Supernet) -> list[ChannelConfig]:
@@ -38,17 +39,20 @@ class Uniforms:
         self._net, self._table = net, table
         self._usual = _family(space, net) or self._scaled(net.grid)
 
-    def nearest(self, macs: int) -> tuple[ChannelConfig, bool]:
-        """Return the network whose multiply-adds are nearest, and whether it is one of those.
+    def nearest(self, wanted: float, cost: Callable[[ChannelConfig], float] | None = None) -> tuple[ChannelConfig, bool]:
+        """Return the network whose cost is nearest, and whether it is one of those.
 
-        Where they have none of about as many, all groups get one ratio, rounded to whole channels.
+        Where they have none of about that cost, all groups get one ratio, rounded to whole channels.
+
+        Args:
+            cost: what a configuration costs; multiply-adds by default.
         """
 
         def off(config: ChannelConfig) -> float:
-            return abs(self._table.cost(config).macs - macs)
+            return abs((cost(config) if cost else self._table.cost(config).macs) - wanted)
 
         usual = min(self._usual, key=off)
-        if off(usual) <= _NEAR * macs:
+        if off(usual) <= _NEAR * wanted:
             return usual, True
         found = min([usual, *self._scaled(Grid(divisor=1))], key=off)
         return found, found is usual

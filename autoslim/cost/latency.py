@@ -144,21 +144,6 @@ def using_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@torch.inference_mode()
-def measure_latency(network: nn.Module, inputs: tuple, *, repeats: int = 50, warmup: int = 10) -> Latency:
-    """Time forward passes of a network in eval mode.
-
-    Args:
-        inputs: positional inputs `[N, C, H, W]` on the network's device.
-        repeats, warmup: measured passes, and passes before them.
-    """
-    device = next(network.parameters()).device
-    with eval_mode(network):
-        times = time_calls(lambda: network(*inputs), device, repeats=repeats, warmup=warmup, seconds=0)
-    where = f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return Latency.of(times, where)
-
-
 def time_calls(
     call: Callable[[], object],
     device: torch.device,
@@ -227,6 +212,12 @@ def measure(network: nn.Module, inputs: tuple, setup: LatencySetup, *, whole: bo
     return Latency.of(times, setup.device_name)
 
 
+def measure_rounds(network: nn.Module, example, setup: LatencySetup, *, rounds: int = 5) -> Latency:
+    """Time a plain network end to end, in several rounds; see `remeasure`."""
+    inputs = setup.inputs(example)
+    return Latency.over([measure(network, inputs, setup) for _ in range(rounds)])
+
+
 @dataclass(frozen=True)
 class Remeasured:
     """A finished network against its target.
@@ -259,8 +250,7 @@ def remeasure(network: nn.Module, example, *, target_ms: float, setup: LatencySe
         example: one input `[N, C, H, W]` or a tuple of inputs; the first example is repeated to the batch of the setup.
         setup: that of the latency table (`LatencyTable.setup`).
     """
-    inputs = setup.inputs(example)
-    latency = Latency.over([measure(network, inputs, setup) for _ in range(rounds)])
+    latency = measure_rounds(network, example, setup, rounds=rounds)
     return Remeasured(latency, target_ms, latency.median_ms <= target_ms)
 
 

@@ -32,7 +32,7 @@ _RETRAINED = "Retrained accuracies\n(trained from scratch, test images)"
 def draw_spectrum(
     out: str | Path,
     *,
-    uniform: list[Point],
+    uniform: list[list[Point]],
     paths: list[list[Point]],
     found: list[Point],
     retrained: list[dict],
@@ -48,7 +48,8 @@ def draw_spectrum(
 
     Args:
         out: ends in .png or .svg.
-        uniform, paths: supernet estimates `(macs, accuracy)` of uniform subnets, and of each step of each search's greedy path.
+        uniform, paths: of each search, supernet estimates `(macs, accuracy)` of uniform subnets, and of searched ones from full
+            width down: of every step where all were scored on all images, else of the full network and of those that were found.
         found: supernet estimates of the configurations that the search emitted.
         compared: supernet estimates of what other orders of search emitted, by their names.
         retrained: `{"macs", "accuracy", "configuration", "seed"}`, test accuracies from scratch, one entry a network;
@@ -66,7 +67,7 @@ def draw_spectrum(
 def read_spectrum(path: str | Path) -> tuple[list[Point], list[Point]]:
     """Read the CSV of supernet estimates that a search wrote; returns (uniform, greedy), accuracy from 0 to 1.
 
-    Uniform subnets are sorted by multiply-adds; the greedy path keeps its order, from the full network down.
+    Uniform subnets are sorted by multiply-adds; searched ones keep their order, from the full network down.
 
     Raises:
         RunError: the file is missing, or is not whole.
@@ -100,6 +101,7 @@ def _figure(*, uniform, paths, found, retrained, compared=None, title=None) -> F
     compared = compared or {}
     emitted = [*found, *(point for points in compared.values() for point in points)]
     greedy = [point for path in paths for point in path]
+    lines, uniform = uniform, [point for line in uniform for point in line]
     estimates = [*uniform, *greedy, *emitted]
     networks = [(run["macs"], run["accuracy"]) for run in retrained]
     if not estimates and not networks:
@@ -113,7 +115,7 @@ def _figure(*, uniform, paths, found, retrained, compared=None, title=None) -> F
 
     figure = style.new_figure(11.2 if enlarge else 7.8, 4.4)
     panels = figure.subplots(1, 2 if enlarge else 1, squeeze=False, width_ratios=[1.25, 1] if enlarge else [1])[0]
-    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, uniform, paths, found, compared)), (_RETRAINED, [])]
+    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, lines, paths, found, compared)), (_RETRAINED, [])]
     for axes in panels:
         legends[1] = (_RETRAINED, _draw_retrained(axes, scale, retrained))
         style.tidy(axes)
@@ -172,14 +174,15 @@ def _draw_estimates(axes: Axes, scale: float, uniform, paths, found, compared) -
     """Thin lines; returns what the legend shows."""
     drawn = []
     thin = {"linewidth": 1, "markersize": 4, "markerfacecolor": "white", "markeredgewidth": 0.9}
-    if uniform:
-        xs, ys = _columns(sorted(uniform), scale)
-        drawn += axes.plot(xs, ys, "s", linestyle=":", color=style.UNIFORM, label="uniform subnets", zorder=2, **thin)
+    for i, line in enumerate(filter(None, uniform)):
+        xs, ys = _columns(sorted(line), scale)
+        lines = axes.plot(xs, ys, "s", linestyle=":", color=style.UNIFORM, label="uniform subnets", zorder=2, **thin)
+        drawn += lines if i == 0 else []
     for i, path in enumerate(filter(None, paths)):
         xs, ys = _columns(sorted(path), scale)
         every = max(1, len(xs) // 40)  # enough dots to say that these are steps
         lines = axes.plot(
-            xs, ys, ".", linestyle="--", color=style.SEARCHED, label="greedy path", zorder=2, markevery=every,
+            xs, ys, ".", linestyle="--", color=style.SEARCHED, label="searched subnets", zorder=2, markevery=every,
             linewidth=1, markersize=3,
         )  # fmt: skip
         drawn += lines if i == 0 else []

@@ -3,19 +3,23 @@
 import csv
 from pathlib import Path
 
+from autoslim.cost.amounts import KINDS
 from autoslim.files import atomic_write
 
 SPECTRUM_COLUMNS = ["series", "macs", "error", "loss", "images"]
 
 
 def configuration_table(found: list) -> str:
-    """Return a table of (path, configuration) pairs; the errors are the supernet's estimates."""
-    rows = [("configuration", "MACs", "params", "error*", "loss*")]
-    for path, config in found:
+    """Return a table of (path, configuration) pairs, with all costs that have a target; errors are the supernet's estimates."""
+    costs = [config.provenance.get("costs", {}) for _, config in found]
+    more = [kind for kind in KINDS if kind in costs[0] and kind not in ("macs", "params")]
+    names = ["predicted latency" if kind == "latency" else kind for kind in more]
+    rows = [("configuration", "MACs", "params", *names, "error*", "loss*")]
+    for (path, config), counted in zip(found, costs):
         cost, estimate = config.cost, config.estimate
-        rows.append(
-            (str(path), f"{cost['macs']:,}", f"{cost['params']:,}", f"{estimate['error']:.2%}", f"{estimate['loss']:.4f}")
-        )
+        shown = [KINDS[kind].format(counted[kind]) for kind in more]
+        error, loss = f"{estimate['error']:.2%}", f"{estimate['loss']:.4f}"
+        rows.append((str(path), f"{cost['macs']:,}", f"{cost['params']:,}", *shown, error, loss))
     return align(rows) + "\n* supernet estimate on images held out of training, not the accuracy of a retrained network"
 
 
