@@ -470,9 +470,9 @@ class RemembersMask(nn.Module):
 
     def forward(self, x):
         if self.mask is None or len(self.mask) != len(x):
-            self.mask = torch.linspace(0, 1, len(x)).view(-1, 1, 1, 1)
-        assert self.mask.sum() >= 0  # cannot be traced
-        return x * (1 + 0 * self.mask)
+            self.mask = torch.ones(len(x), 1, 1, 1)
+        assert self.mask.sum() > 0  # cannot be traced
+        return x * self.mask
 
 
 class RemembersInside(Scaled):

@@ -206,7 +206,7 @@ class PartialEvaluator(SupernetEvaluator):
                 self.base, self._moving, self._images = None, None, unsorted
         self._arranged_for = effort, score
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _find_moving(self, batch: int) -> frozenset[int] | None:
         """Return what `same_anywhere` finds: operations that all processes find, None if one of them finds that."""
         self._go_to(self.net.full())
@@ -221,7 +221,7 @@ class PartialEvaluator(SupernetEvaluator):
         found = self.ranks.share({self.ranks.rank: moving}).values()
         return None if None in found else frozenset.intersection(*found)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _sort_images(self, by: ChannelConfig, score: str) -> None:
         """Sort the images by what each costs a base; what is known of them goes along."""
         if self._sorted_by == by.widths:
@@ -258,7 +258,7 @@ class PartialEvaluator(SupernetEvaluator):
         chosen = {None: of_base} | {name: kept_of(self._partial.influence, name, keep) for name in narrowed}
         self._values.choose(chosen, self._room - calibrated * sum(map(self._partial.bytes_of, chosen.values())))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _go_to(self, config: ChannelConfig) -> None:
         """Make a configuration the base that candidates are narrowed from, if it is not."""
         if self.base is not None and self.base.config.widths == config.widths:
@@ -273,7 +273,7 @@ class PartialEvaluator(SupernetEvaluator):
                 found[i] = self.base.measure.moments()
         self.base.measure.combine(self.ranks.share(found).values())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def calibrated(self, configs: Mapping[str, ChannelConfig]) -> dict[str, Scored]:
         """Measure the BN statistics of candidates, by the name of the one group that each narrows."""
         judged = {name: Scored(config, self._labelled) for name, config in configs.items()}
@@ -303,7 +303,7 @@ class PartialEvaluator(SupernetEvaluator):
             self.net.set(each.config)
             self._run_candidate(name, "calibrate", i, x, base, each.measure_next())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def look(self, judged: Mapping[str, Scored], batches: Iterable[int]) -> None:
         """Score candidates, and the base, on batches that they have not seen."""
         self._seen += sum(self.sizes[i] for i in batches for each in judged.values() if i not in each.seen)
@@ -330,7 +330,7 @@ class PartialEvaluator(SupernetEvaluator):
             found[name] = costs(logits_of(self._run_candidate(name, "score", i, x, base)))
         return found
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def advance(self, group: str, winner: Scored) -> None:
         """Make a candidate the base of the next step; what is known of the others stays known as far as it still holds."""
         with self._or_forget():

@@ -158,7 +158,7 @@ class PartialNet:
         known = known or any(getattr(module, name, None) is target for module in (F, torch.functional))
         return node.op == "call_function" and (not known or target is F.batch_norm)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _run_again_what_differs(self, inputs) -> None:
         """Take only those values for leading parts that are so to the last digit, which depends on kernels and widths."""
         net, influence = self.net, self.influence
