@@ -42,6 +42,16 @@ def changed(supernet, folder, **settings):
     return folder
 
 
+def write_images(folder):
+    """Write a folder of small images, six to train on and two to test on of each of two classes."""
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("ant", "bee"):
+            for i in range(count):
+                path = folder / part / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 20 * i).convert("RGB").save(path)
+
+
 @pytest.mark.parametrize(
     ("provenance", "words"),
     [
@@ -112,12 +122,7 @@ def test_a_data_function_that_draws_other_images_is_refused(tmp_path, monkeypatc
 
 
 def test_a_file_that_is_called_otherwise_is_told(tmp_path, capsys):
-    for part, count in (("train", 6), ("test", 2)):
-        for name in ("ant", "bee"):
-            for i in range(count):
-                path = tmp_path / "set" / part / name / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8), 20 * i).convert("RGB").save(path)
+    write_images(tmp_path / "set")
     options = ("--data", f"folder:{tmp_path / 'set'}", "--input-shape", "3,8,8", "--epochs", 1, "--held-out", 4)
     assert run("train", "resnet20_cifar", *options, "--out", tmp_path / "run", "--device", "cpu") == 0
     shutil.move(tmp_path / "set", tmp_path / "moved")
@@ -267,12 +272,7 @@ def test_networks_are_seeds_of_one_only_if_they_differ_in_nothing_else(supernet,
 
 
 def test_a_retraining_is_of_the_images_that_it_began_with(tmp_path, capsys):
-    for part, count in (("train", 6), ("test", 2)):
-        for name in ("ant", "bee"):
-            for i in range(count):
-                path = tmp_path / "set" / part / name / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8), 20 * i).convert("RGB").save(path)
+    write_images(tmp_path / "set")
     config = tmp_path / "half.json"
     assert run("import", "resnet20_cifar", "--width", "0.5", "--input-shape", "3,8,8", "--out", config) == 0
     command = ("retrain", config, "--data", f"folder:{tmp_path / 'set'}", "--epochs", 1, "--out", tmp_path / "plain")
