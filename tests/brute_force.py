@@ -29,8 +29,7 @@ def brute_force(net, score, pick, targets, judge):
                 judged, cost = judge(candidate), macs - saved
                 value = getattr(judged, score)
                 if pick == "drop-per-saving":
-                    value -= getattr(now, score)
-                    value *= saved if value < 0 else 1 / saved
+                    value = (value - getattr(now, score)) / saved
                 tried.append(((value, cost, position), candidate, judged))
             if tried:
                 break

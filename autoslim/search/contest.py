@@ -26,7 +26,7 @@ class Step:
         base: what the candidates are narrowed from.
         base_score: its score, as far as it is known.
         candidates: by the one group that each narrows; the earlier one wins a tie in value and cost.
-        savings: what an increase of the score is divided by, and a decrease multiplied by.
+        savings: what the increase of the score is divided by.
         macs: multiply-adds; the cheaper one wins a tie in value.
         score: "error" or "loss".
     """
@@ -38,13 +38,9 @@ class Step:
     macs: Mapping[str, int]
     score: str
 
-    def weight(self, name: str, increase: float) -> float:
-        """Return what an increase of the score is multiplied by, so that of two that are alike the one that saves more wins."""
-        return 1 / self.savings[name] if increase > 0 else self.savings[name]
-
     def value(self, name: str, increase: float) -> float:
         """Return what decides: the increase of the score a unit saved; a score that is no number is the worst."""
-        return increase * self.weight(name, increase) if increase == increase else math.inf
+        return increase / self.savings[name] if increase == increase else math.inf
 
     def best(self, values: Mapping[str, float]) -> str:
         """Return the candidate of the least value; of those that tie, the cheaper one, then the earlier one."""
@@ -212,7 +208,7 @@ class ExactContest(_PartsContest):
 class Race(_PartsContest):
     """Finds a candidate that is best as far as chance can be told: who is worse than the best by `z` standard errors is out.
 
-    Differences are taken image by image, of what a candidate costs more than the base, weighted as its value is.
+    Differences are taken image by image, as what a candidate costs more than the base divided by what it saves.
 
     Args:
         least, most: images that the first and the last decision are taken on.
@@ -251,16 +247,13 @@ class Race(_PartsContest):
 
     def _behind(self, name: str, best: str, batches: int) -> float:
         """Return by how many standard errors a candidate is worse than the best."""
-        worse = self._weighted(name, batches) - self._weighted(best, batches)
+        savings = self._step.savings
+        worse = self._costs(name, batches) / savings[name] - self._costs(best, batches) / savings[best]
         if len(worse) < 2:
             return 0.0
         mean, error = worse.mean().item(), worse.std().item() / len(worse) ** 0.5
         behind = mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
         return 0.0 if behind != behind else behind
-
-    def _weighted(self, name: str, batches: int) -> Tensor:
-        costs = self._costs(name, batches)
-        return costs * self._step.weight(name, costs.mean().item())
 
     def _certainty(self, name: str) -> float | None:
         others = [other for other in self._entered if other != self.best] if name == self.best else [name]

@@ -25,8 +25,7 @@ class PickRule:
     """What the candidates of a step are, and how they are compared.
 
     Attributes:
-        weigh: what an increase of the score is divided by, and a decrease multiplied by, from what a candidate saves of what is
-            missing to the target.
+        weigh: what the increase of the score is divided by, from what a candidate saves of what is missing to the target.
         part: how much of the full network's cost, of a kind that is not met, a candidate saves at least, but no more than half of
             a group's even share; its group is narrowed by as many choices as that takes. By one choice where it is 0.
     """
