@@ -250,6 +250,8 @@ def test_pictures_of_one_search_are_not_drawn_of_several(supernet, tmp_path, cap
     for what in ("channels", "path"):
         told = refused(capsys, "plot", tmp_path / "a", tmp_path / "b", "--what", what, "--out", tmp_path / "picture.png")
         assert f"--what {what} draws one search, 2 are given" in told
+    empty = changed(supernet, tmp_path / "empty")  # whose search went elsewhere
+    assert run("plot", empty, tmp_path / "a", "--what", "path", "--out", tmp_path / "path.png") == 0
     told = refused(capsys, "plot", tmp_path / "a", "--device", "cpu", "--out", tmp_path / "picture.png")
     assert "--device has no meaning for --what spectrum" in told
     drawn = plotting.plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "picture.png")

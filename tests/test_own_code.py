@@ -21,10 +21,10 @@ def names(net):
     return [group.name for group in net.groups]
 
 
-def check(model, *, x=X, seed=1):
+def check(model, *, x=X, seed=1, **choices):
     """Check that slimmed networks give what their supernet gives; returns the supernet."""
     torch.manual_seed(0)
-    net = autoslim.Supernet(model, x)
+    net = autoslim.Supernet(model, x, **choices)
     for config in (net.full(), net.narrowest(), net.random(torch.Generator().manual_seed(seed))):
         net.set(config)
         plain = autoslim.materialize(net).eval()
@@ -60,7 +60,7 @@ def test_a_branch_that_narrow_networks_do_not_bear_is_told():
 
 
 def test_a_branch_is_looked_at_where_widths_meet_between_the_narrowest_and_the_widest():
-    with pytest.raises(ModelError, match="does not run at some of its widths") as caught:
+    with pytest.raises(ModelError, match="does not run at widths of about 16") as caught:
         autoslim.Supernet(Projected(2, 64, 128), X)  # 8 and 16 channels at the narrowest
     assert "if x.shape[1] != out.shape[1]:" in str(caught.value)
     check(Projected(1, 64, 128))
@@ -506,22 +506,11 @@ class ReadsLayers(nn.Module):
         return self.fc(x.mean((2, 3)).view(-1, self.fc.in_features))
 
 
-def test_numbers_that_forward_reads_of_its_layers_follow_their_widths():
-    assert {"a", "b", "last"} <= set(names(check(ReadsLayers())))
-
-
-class Depthwise(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.dw, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Linear(16, 5)
-
-    def forward(self, x):
-        x = self.conv(x).relu()
-        return self.fc(F.conv2d(x, self.dw.weight, self.dw.bias, groups=self.dw.groups).mean((2, 3)))
-
-
-def test_a_layer_whose_weight_and_numbers_are_used_by_a_function():
-    assert names(check(Depthwise())) == ["conv"]
+def test_numbers_that_forward_reads_of_its_layers_are_told_where_they_do_not_fit():
+    with pytest.raises(ModelError, match="does not run at its narrowest widths .*keep what is read there whole") as caught:
+        autoslim.Supernet(ReadsLayers(), X)
+    assert "x = self.last(torch.cat([self.a(x[:, :c])" in str(caught.value)
+    assert names(check(ReadsLayers(), freeze=["conv#1"])) == ["a", "b"]
 
 
 class ReadsByHook(nn.Module):
@@ -595,13 +584,8 @@ def test_sizes_of_a_class_or_by_a_property():
             x = self.first(x)
             return self.fc(x.view(len(x), self.width, -1).mean(2) + x.view(len(x), self.channels, -1).mean(2))
 
-    class Own(Sized):
-        def forward(self, x):
-            return self.fc(self.first(x).view(len(x), self.channels, -1).mean(2))
-
     with pytest.raises(ModelError, match="has no channel group"):
         autoslim.Supernet(Sized(), X)
-    assert names(check(Own())) == ["first"]
 
 
 def test_places_of_two_axes_are_no_images():
@@ -617,3 +601,82 @@ def test_places_of_two_axes_are_no_images():
 
     for count in (1, 2, 8):
         assert macs(Meshes(), torch.randn(count, 3, 16, 16)) == 256 * (27 * 16 + 2 * 16) + 16 * 5
+
+
+def test_two_directions_are_no_images():
+    class Twice(FromBuffer):
+        def forward(self, x):
+            return self.fc(self.conv(x).mean((2, 3)) + self.table(self.own.expand(2, -1, -1)).mean((0, 1)))
+
+    for count in (1, 2, 8):
+        once = FlopCountAnalysis(FromBuffer(), X[:1]).total()
+        assert macs(Twice(), torch.randn(count, 3, 16, 16)) == once + 225 * (2 * 64 + 64 * 16)
+
+
+class Reshapes(nn.Module):
+    """Takes axes from attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3), nn.Linear(8, 5)
+        self.axis, self.dims, self.count = 2, (2, 3), 2
+
+    def forward(self, x):
+        x = self.second(self.first(x)[:, :, : x.shape[self.axis] - 4])
+        size = [x.shape[d] for d in self.dims]
+        assert size == list(x.shape[-self.count :]) and x.size(dim=self.axis) == size[0]
+        return self.fc(F.adaptive_avg_pool2d(x, [s // s for s in size]).flatten(1))
+
+
+def test_axes_that_are_attributes():
+    assert names(check(Reshapes())) == ["first", "second"]
+
+
+class LooksAtTypes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()])
+        self.fc, self.heads = nn.Linear(16, 5), nn.ModuleDict({"16": nn.Identity()})
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x) if type(layer) is nn.ReLU else layer(x)
+        return self.fc(self.heads["16"](x).mean((2, 3)))
+
+
+def test_forward_may_ask_for_the_type_of_a_layer():
+    assert names(check(LooksAtTypes())) == ["layers.0", "layers.2"]
+
+
+def test_one_example_is_enough_for_a_batch_norm_without_statistics():
+    layers = nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(16, track_running_stats=False), nn.Conv2d(16, 8, 1)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 5))
+    for example in (X[:1], torch.empty(1, 3, 16, 16, device="meta")):
+        assert names(autoslim.Supernet(model, example)) == ["0", "3"]
+
+
+class SetsItselfUp(nn.Module):
+    """Looks at its first batch, also in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(16))
+        self.register_buffer("calls", torch.zeros(()))
+        self.mask = None
+
+    def forward(self, x):
+        if self.calls == 0:
+            self.shift.data.copy_(-x.mean((0, 2, 3)))
+        self.calls += 1
+        if self.mask is None:
+            self.mask = torch.ones(len(x), 1, 1, 1)
+        return x * self.mask + self.shift.view(-1, 1, 1)
+
+
+def test_a_network_that_sets_itself_up_is_left_as_it_was():
+    setup = SetsItselfUp()
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), setup, nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(2304, 5))
+    net = autoslim.Supernet(model, X)
+    assert names(net) == ["3"]
+    assert setup.calls == 0 and setup.mask is None and torch.equal(setup.shift, torch.ones(16))
+    assert net(torch.randn(5, 3, 16, 16)).shape == (5, 5) and net.model[1].calls == 1

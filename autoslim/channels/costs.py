@@ -39,6 +39,7 @@ def layer_macs(module: nn.Module, args: tuple, out) -> int:
 def computed_for_images(graph: fx.Graph, batch_size: int) -> set[fx.Node]:
     """Return what is computed for every image anew; not what follows from a device, or from sizes that all images share."""
     found: set[fx.Node] = set()
+    counted = any(node.meta.get("counted") for node in graph.nodes)  # len(x) leaves no other trace
     for node in graph.nodes:
         value = node.meta.get("value")
         sources = node.all_input_nodes
@@ -47,9 +48,15 @@ def computed_for_images(graph: fx.Graph, batch_size: int) -> set[fx.Node]:
         elif node.op != "output" and not found.isdisjoint(sources):
             if _holds_tensor(value) or _counts_images(node):
                 found.add(node)
-        elif node.target in ("expand", "repeat") and value.shape[:1] == (batch_size,) != node.args[0].meta["value"].shape[:1]:
-            found.add(node)  # for as many images, by a plain number that leaves no trace: expand(len(x), -1, -1)
+        elif counted and node.target in ("expand", "repeat") and _lengthened(node) == batch_size:
+            found.add(node)  # expand(len(x), -1, -1)
     return found
+
+
+def _lengthened(node: fx.Node) -> int | None:
+    """Return how long the first axis of a tensor has become; None where it is as long as it was."""
+    now, before = node.meta["value"].shape[:1], node.args[0].meta["value"].shape[:1]
+    return None if now == before else now[0]
 
 
 def _holds_tensor(value) -> bool:
@@ -58,12 +65,14 @@ def _holds_tensor(value) -> bool:
 
 def _counts_images(node: fx.Node) -> bool:
     """Tell whether a number, or row of numbers, that was read of what is computed for images counts them."""
-    value, of = node.meta["value"], node.args[0] if node.args else None
-    held = of.meta["value"] if isinstance(of, fx.Node) else None
+    value = node.meta["value"]
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["value"])
+    held = args[0] if args else None
     if isinstance(held, torch.Size) and node.target is operator.getitem:
-        picked = range(len(held))[node.args[1]]
+        picked = range(len(held))[args[1]]
         return picked == 0 if isinstance(picked, int) else 0 in picked
     if isinstance(held, torch.Tensor) and node.op != "call_module":
-        axis = node.args[1] if node.target == "size" and len(node.args) > 1 else 0
+        axis = (*args[1:], kwargs.get("dim"), None)[0]
+        axis = 0 if axis is None else axis
         return isinstance(value, torch.Size) or (node.target in ("size", "numel") and axis in (0, -held.dim()))
     return isinstance(value, (int, float, torch.Size))

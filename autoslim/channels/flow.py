@@ -8,7 +8,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.facts import UNBOUND, Facts
-from autoslim.channels.proxies import kind_of, read_size
+from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.basics import Fixed, Frozen, no_axes
 from autoslim.channels.rules.layers import CONV_FUNCTIONS, LAYERS
 from autoslim.channels.rules.table import RULES
@@ -162,12 +162,12 @@ class Flow(Facts):
         if node.op != "call_module" or node.target in self.traced.opaque:
             return False
         module = self.traced.modules[node.target]
-        kind = kind_of(module)
+        kind = type(module)
         return kind in LAYERS or (kind in self.rules and kind not in RULES)
 
     def rule_of(self, node: fx.Node):
         """Return the rule of an operation, None where it has none."""
-        return self.rules.get(kind_of(self.traced.modules[node.target]) if node.op == "call_module" else node.target)
+        return self.rules.get(type(self.traced.modules[node.target]) if node.op == "call_module" else node.target)
 
     def moving_inputs(self, node: fx.Node) -> list[Axis]:
         """Return the axes that can move among the inputs of a node."""

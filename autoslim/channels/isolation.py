@@ -55,6 +55,25 @@ def same_globals(model: nn.Module):
                 cache.cache_clear()
 
 
+@contextlib.contextmanager
+def same_state(model: nn.Module):
+    """Leave the modules of a network, its parameters and its buffers as they were."""
+    modules = [(vars(module), dict(vars(module))) for module in model.modules()]
+    data = [tensor for tensor in (*model.parameters(), *model.buffers()) if not (tensor.is_meta or tensor.is_inference())]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in data]
+    registered = [(kept, dict(kept)) for now, _ in modules for kept in (now["_parameters"], now["_buffers"])]
+    try:
+        yield
+    finally:
+        for now, before in [*modules, *registered]:
+            now.clear()
+            now.update(before)
+        with torch.no_grad():
+            for tensor, before in tensors:
+                if not torch.equal(tensor, before):  # what goes by `.data` is not counted as written
+                    tensor.copy_(before)
+
+
 def check_hooks(model: nn.Module) -> None:
     """Raise ModelError for a hook that holds a module by its closure, which no copy of the network would change."""
     modules = set(model.modules())

@@ -35,6 +35,7 @@ class _Concrete:
     """What plain Python may ask of a traced value besides its tensor operations: its length, integer and attributes."""
 
     def __len__(self):
+        self.node.meta["counted"] = True
         return len(self.node.meta["value"])
 
     def __int__(self):
@@ -123,12 +124,7 @@ def _watched(kind: type[nn.Module]) -> type[nn.Module]:
         return value
 
     names = {"__getattribute__": __getattribute__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (kind,), {**names, "_autoslim_kind": kind})
-
-
-def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Return the class of a module, watched or not."""
-    return getattr(type(module), "_autoslim_kind", type(module))
+    return type(kind.__name__, (kind,), names)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.isolation import check_hooks, same_globals, same_randomness
-from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, kind_of, plain_functions, read_size, tracing
+from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, plain_functions, read_size, tracing
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.where import caller, location, told
 from autoslim.errors import ModelError
@@ -109,8 +109,9 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
     batch_size = max(2, tensors[0].shape[0])
     inputs = tree_map(lambda t: _meta_input(t, batch_size) if isinstance(t, torch.Tensor) else t, inputs)
     job = _Job(model, skeleton, inputs, RULES if rules is None else rules)
-    for module in skeleton.modules():
-        if not isinstance(module, torch.jit.ScriptModule):
+    for name, module in skeleton.named_modules():
+        own = not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn.modules")
+        if own and not job.is_leaf(module, name):
             job.watch.over(module)
     graphs = {}
     with torch.no_grad(), same_randomness(), torch.device("meta"):
@@ -159,7 +160,7 @@ class _Job:
         """Tell whether a module is one operation: a layer of torch with its own weights, or what cannot be traced."""
         if name in self.opaque:
             return True
-        kind = kind_of(module)
+        kind = type(module)
         if kind in self.rules:
             # A weight that is no parameter of the layer is computed by a hook (the older weight_norm).
             return not isinstance(vars(module).get("weight"), (torch.Tensor, TracedValue)) or not kind.__module__.startswith(
@@ -322,7 +323,7 @@ class _Tracer(fx.Tracer):
                 with layers:
                     value = run_node(node, args, kwargs, self.root)
             except Exception:
-                if node.op != "call_module" or kind_of(self.root.get_submodule(node.target)) in RULES:
+                if node.op != "call_module" or type(self.root.get_submodule(node.target)) in RULES:
                     raise
                 value = self._run_opaque(node, args, kwargs)  # a module with a rule of its user
             return list(value) if isinstance(value, (KeysView, ValuesView, ItemsView)) else value

@@ -53,10 +53,10 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     kinds = [(folder, runs.read_run(folder)) for folder in folders]
     searches = [folder / "search" if document["kind"] == "supernet" else folder for folder, document in kinds
                 if document["kind"] in ("supernet", "search")]  # fmt: skip
-    if what != "spectrum" and len(searches) > 1:
-        raise RunError(f"--what {what} draws one search, {len(searches)} are given; draw them one by one")
     unfinished = [folder for folder in searches if not (folder / "spectrum.csv").exists()]
     searches = [folder for folder in searches if folder not in unfinished]
+    if what != "spectrum" and len(searches) > 1:
+        raise RunError(f"--what {what} draws one search, {len(searches)} are given; draw them one by one")
     trained = [(folder, document) for folder, document in kinds if document["kind"] in ("network", "switches")]
     retrained = [point for folder, document in trained for point in _retrained(folder, document)]
     if what == "spectrum":

@@ -1,6 +1,7 @@
 """A network that runs at any configuration over shared weights."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -12,7 +13,7 @@ from autoslim.channels.choices import Choices
 from autoslim.channels.config import ChannelConfig
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
-from autoslim.channels.isolation import same_globals, same_randomness
+from autoslim.channels.isolation import same_globals, same_randomness, same_state
 from autoslim.channels.map import ChannelGroup, Run
 from autoslim.channels.trace import as_inputs, copied, share_copy, to_device
 from autoslim.channels.where import location, told
@@ -24,6 +25,17 @@ from autoslim.slimmable.modes import eval_mode
 def _shape_of_one(value) -> list[int] | None:
     """Return the shape of one example of an input; None for what is no tensor."""
     return list(value.shape[1:]) if isinstance(value, torch.Tensor) else None
+
+
+def _real(value):
+    """Return an input that can be run: zeros in place of one without data."""
+    return torch.zeros_like(value, device="cpu") if isinstance(value, torch.Tensor) and value.is_meta else value
+
+
+def _two_of(value):
+    """Return two examples of an input where there is one, which a batch norm without statistics refuses."""
+    value = _real(value)
+    return torch.cat([value, value]) if isinstance(value, torch.Tensor) and len(value) == 1 else value
 
 
 class Supernet(nn.Module):
@@ -102,13 +114,16 @@ class Supernet(nn.Module):
 
     def _check_run(self, example) -> None:
         """Run at narrower widths what was not traced, or not seen to depend on them: it may not bear them."""
-        inputs, where = as_inputs(to_device(example, next(self.parameters()).device)), "its narrowest widths"
+        device, where = next(self.parameters()).device, "its narrowest widths"
+        inputs = as_inputs(to_device(tree_map(_two_of if self.channels.whole else _real, example), device))
         try:
-            with eval_mode(self), torch.no_grad(), same_randomness(), same_globals(self.model):
-                for config in [self.narrowest(), *(self._of_every_width() if self.channels.branches else ())]:
-                    with self.using(config):
+            with eval_mode(self), torch.no_grad(), same_randomness(), same_globals(self.model), same_state(self.model):
+                with self.using(self.narrowest()):
+                    self(*inputs)
+                for number in self._meeting() if self.channels.branches else ():
+                    where = f"widths of about {number}"
+                    with self.using(self._near(number)):
                         self(*inputs)
-                    where = "some of its widths"
         except Exception as error:
             if self.channels.whole:
                 lines = ", ".join(self.channels.branches)
@@ -122,13 +137,15 @@ class Supernet(nn.Module):
                 f"({type(error).__name__}: {error}); name modules to slim with include="
             ) from error
 
-    def _of_every_width(self) -> Iterator[ChannelConfig]:
-        """Yield for every number of channels the configuration whose groups are as near to it as they can be.
+    def _meeting(self) -> list[int]:
+        """Return the channels that groups with other choices may both have: code that compares them may branch there."""
+        rows = {tuple(width.choices) for width in self.widths}
+        counts = Counter(choice for row in rows for choice in row)
+        return sorted(choice for choice, count in counts.items() if count > 1)
 
-        Code that compares channels may take another branch where they are equal, other than at full width or the narrowest.
-        """
-        for number in sorted({choice for width in self.widths for choice in width.choices}):
-            yield self.make_config([min(width.choices, key=lambda choice: abs(choice - number)) for width in self.widths])
+    def _near(self, number: int) -> ChannelConfig:
+        """Return the configuration whose groups are as near to a number of channels as they can be."""
+        return self.make_config([min(width.choices, key=lambda choice: abs(choice - number)) for width in self.widths])
 
     def _size(self, row: tuple):
         """Return what gives the active size of an attribute: an axis, or a row of axes and numbers."""
