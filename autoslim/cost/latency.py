@@ -213,7 +213,15 @@ def measure(network: nn.Module, inputs: tuple, setup: LatencySetup, *, whole: bo
 
 
 def measure_rounds(network: nn.Module, example, setup: LatencySetup, *, rounds: int = 5) -> Latency:
-    """Time a plain network end to end, in several rounds; see `remeasure`."""
+    """Time a plain network end to end, in several rounds, as other programs may disturb one of them.
+
+    Args:
+        network: it is moved to the device.
+        example: one input `[N, C, H, W]` or a tuple of inputs; the first example is repeated to the batch of the setup.
+
+    Raises:
+        RunError: the backend is not installed, or does not run the network.
+    """
     inputs = setup.inputs(example)
     return Latency.over([measure(network, inputs, setup) for _ in range(rounds)])
 

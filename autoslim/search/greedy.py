@@ -16,8 +16,8 @@ from autoslim.search.trace import Candidate, SearchTrace
 from autoslim.slimmable.supernet import Supernet
 
 SCORES = ("error", "loss")
-_OTHER = "the trace was written by another search ({}); search with the same settings, or into another folder"
 EFFORTS = ("fast", "exact")
+_OTHER = "the trace was written by another search ({}); search with the same settings, or into another folder"
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from types import BuiltinFunctionType, MappingProxyType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import Untraceable, as_inputs, run_node, trace
 from autoslim.search.followed import NotPartial, check_branches, check_constants, check_outputs, check_writes, in_parts, writes
 from autoslim.search.influence import Influence
+from autoslim.search.samples import first_of
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.layers import Slimmable
 from autoslim.slimmable.modes import eval_mode
@@ -95,7 +96,7 @@ class PartialNet:
         check_writes(self._nodes, self.influence.place)
         check_constants(net, self._nodes)
         self._plans: dict[tuple, Plan] = {}
-        inputs = as_inputs(tree_map(lambda t: t[:2] if isinstance(t, Tensor) else t, example))
+        inputs = as_inputs(first_of(example, 2))
         with in_parts():
             check_branches(self, self._nodes, inputs)
         if leading:
