@@ -186,6 +186,54 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, ki
     assert len(one) == 4 and [row["loss"] for row in rows] == [row["loss"] for row in again]
 
 
+class Noisy(torch.utils.data.Dataset):
+    """Images with noise drawn as they are read, which may end at any of them."""
+
+    def __init__(self, left=math.inf):
+        self.left = left
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if not self.left:
+            raise Stop
+        self.left -= 1
+        return torch.full((3, 8, 8), index / 12) + torch.randn(3, 8, 8), index % 5
+
+
+@pytest.mark.parametrize("done", [4, 8, 12, 20])
+@pytest.mark.parametrize("kind", ["supernet", "switches", "network"])
+def test_a_training_that_is_cut_off_within_an_epoch_goes_on_from_there_bit_for_bit(tmp_path, monkeypatch, caplog, kind, done):
+    monkeypatch.setattr("autoslim.training.loop.KEPT_EVERY", 0)
+    trained_on = []
+
+    def train(data, folder):
+        data = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
+        if kind == "network":
+            network, start = randomized(WithDropout()), autoslim.retrain
+        else:
+            network, start = supernet(WithDropout), autoslim.train_supernet
+        if kind == "switches":
+            network = autoslim.SwitchableNet(network, {width: network.uniform(width) for width in (1.0, 0.5)})
+            start = autoslim.train_switches
+        network.register_forward_pre_hook(lambda module, args: trained_on.append(len(args[0])))
+        rows = start(network, data, folder=folder, epochs=3, lr=0.05, seed=3)
+        return network.state_dict(), [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+    once, rows = train(Noisy(), tmp_path / "once")
+    steps = len(trained_on)
+    with pytest.raises(Stop):
+        train(Noisy(left=done), tmp_path / "twice")
+    assert len(trained_on) - steps == steps * done // 36
+    torch.manual_seed(99)
+    with caplog.at_level("INFO", logger="autoslim"):
+        twice, again = train(Noisy(), tmp_path / "twice")
+    assert len(trained_on) == 2 * steps and rows == again
+    assert all(torch.equal(value, twice[name]) for name, value in once.items())
+    assert (f"going on after {done % 12 // 4} batches of the next" in caplog.text) == (done != 12)
+
+
 def test_a_finished_training_is_not_repeated_and_gets_its_metrics_back(tmp_path):
     net = supernet()
     autoslim.train_supernet(net, batches(), folder=tmp_path, epochs=2, lr=0.05)

@@ -13,14 +13,22 @@ from autoslim.files import atomic_write
 FORMAT = "autoslim.checkpoint/1"
 
 
-def save_checkpoint(path: str | Path, kind: str, network: nn.Module, optimizer, rows: list[dict], settings: dict) -> None:
-    """Write the state of a training ("supernet", "switches" or "network") atomically."""
+def save_checkpoint(
+    path: str | Path, kind: str, network: nn.Module, optimizer, rows: list[dict], settings: dict, begun: dict | None = None
+) -> None:
+    """Write the state of a training ("supernet", "switches" or "network") atomically.
+
+    Args:
+        rows: of the epochs that are done.
+        begun: how far the next one has come (`training.epoch.Begun`); None if it was not begun.
+    """
     state = {
         "format": FORMAT,
         "kind": kind,
         "model": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rows": rows,
+        "begun": begun,
         "settings": settings,
     }
     # Through memory: on a full disk torch.save would hide the reason behind an error of its own.

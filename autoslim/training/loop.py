@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -12,23 +11,22 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from autoslim.allocator import FreedMemory
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.trace import to_device
-from autoslim.errors import DataError, RunError
+from autoslim.errors import RunError
 from autoslim.files import held, write_csv
 from autoslim.sandwich import Sandwich
 from autoslim.slimmable.supernet import Supernet
 from autoslim.slimmable.switchable import SwitchableNet
 from autoslim.training.checkpoint import load_checkpoint, save_checkpoint
+from autoslim.training.epoch import Begun, Epochs
 from autoslim.training.initialize import initialize
 from autoslim.training.recipe import Recipe
 from autoslim.training.steps import Objective, plain_step, sandwich_step, switch_step
 
 log = logging.getLogger("autoslim")
+KEPT_EVERY = 600  # seconds, in the middle of an epoch
 _BAR = "{desc}: {percentage:.0f}%|{bar}| {n:.2f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
 
 
@@ -51,7 +49,8 @@ def train_supernet(
     Args:
         net: the supernet; it is trained in place, on its own device.
         batches: `(images [N, C, H, W], labels [N])` batches, iterated once an epoch; `set_epoch(e)` is called if there.
-        folder: where metrics.csv and checkpoint.pt go after every epoch; a training that was cut off goes on from there.
+        folder: where metrics.csv goes after every epoch, and checkpoint.pt every ten minutes, too; a training that was cut
+            off goes on from there.
         seed: of the drawn widths and of dropout; it makes a resumed training equal to an uninterrupted one.
         progress: draw a progress bar on stderr.
         from_scratch: draw new weights by `seed` first, instead of starting from the model's.
@@ -180,25 +179,32 @@ def _run_epochs(
     )
     path = Path(folder) / "checkpoint.pt" if folder else None
     rows: list[dict] = []
+    begun = None
+
+    def keep(begun: dict | None = None) -> None:
+        if path:
+            save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed}, begun)
+
     if path and path.exists():
-        rows = _resume(path, network, optimizer, recipe, seed, kind)
+        rows, begun = _resume(path, network, optimizer, recipe, seed, kind)
         if rows:
             write_csv(path.parent / "metrics.csv", rows)  # its last row may have been cut off
-    elif path:
-        save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
+    else:
+        keep()
     device = next(network.parameters()).device
     was_training = network.training
     # miniters: what is learnt of fast steps would hide slower ones. A log is to stay short.
     told = {"desc": f"training {kind}", "bar_format": _BAR, "miniters": 0, "mininterval": 1 if sys.stderr.isatty() else 60}
     bar = tqdm(total=recipe.epochs, initial=len(rows), disable=not progress, **told)
     devices = [device] if device.type == "cuda" else []
-    freed = FreedMemory()
+    epochs = Epochs(network, step, optimizer, recipe, seed, bar, keep, KEPT_EVERY)
     with bar, torch.random.fork_rng(devices=devices):
         for epoch in range(len(rows), recipe.epochs):
             network.train()
-            rows.append(_epoch(network, step, batches, optimizer, recipe, epoch, seed, device, bar, freed))
+            rows.append(epochs.run(batches, epoch, begun))
+            begun = None
+            keep()
             if path:
-                save_checkpoint(path, kind, network, optimizer, rows, {"recipe": recipe.to_json(), "seed": seed})
                 write_csv(path.parent / "metrics.csv", rows)
             rates = [f"{value:.1%}" for key, value in rows[-1].items() if key.startswith("accuracy")]
             right = f", train accuracy {' '.join(rates)}" if rates else ""
@@ -208,48 +214,7 @@ def _run_epochs(
     return rows
 
 
-def _epoch(
-    network, step, batches, optimizer, recipe: Recipe, epoch: int, seed: int, device: torch.device, bar: tqdm, freed: FreedMemory
-) -> dict:
-    started = time.perf_counter()
-    # Everything random in an epoch follows from (seed, epoch), so that a resumed training repeats it.
-    drawn_from = (seed * 1_000_003 + epoch) % 2**63
-    torch.manual_seed(drawn_from)
-    generator = torch.Generator().manual_seed(drawn_from)
-    if hasattr(batches, "set_epoch"):
-        batches.set_epoch(epoch)
-    try:
-        per_epoch = len(batches)
-    except TypeError:  # a generator, or a DataLoader over an IterableDataset
-        batches = list(batches)
-        per_epoch = len(batches)
-    sums: dict[str, torch.Tensor] = {}
-    seen = 0
-    for index, (x, target) in enumerate(batches):
-        freed.give_back()
-        lr = recipe.lr_at(epoch * per_epoch + index, per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        x, target = to_device(x, device), to_device(target, device)
-        optimizer.zero_grad(set_to_none=True)
-        measured = step(x, target, generator=generator)
-        if recipe.clip_norm:
-            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-        optimizer.step()
-        images = next(len(t) for t in tree_leaves(x) if isinstance(t, torch.Tensor))
-        seen += images
-        for name, value in measured.items():
-            sums[name] = sums.get(name, 0.0) + value.double() * images  # on the device: no waiting for it
-        bar.update(epoch + (index + 1) / per_epoch - bar.n)
-    if not seen:
-        raise DataError("training got 0 batches; pass at least one batch an epoch (an exhausted generator gives none)")
-    row = {"epoch": epoch + 1, "lr": lr, **{name: total.item() / seen for name, total in sums.items()}}
-    if not row["loss"] < float("inf"):
-        raise RunError(f"the training loss became {row['loss']} in epoch {epoch + 1}; lower lr={recipe.lr} or set clip_norm")
-    return row | {"seconds": round(time.perf_counter() - started, 2)}
-
-
-def _resume(path: Path, network, optimizer, recipe: Recipe, seed: int, kind: str) -> list[dict]:
+def _resume(path: Path, network, optimizer, recipe: Recipe, seed: int, kind: str) -> tuple[list[dict], Begun | None]:
     state = load_checkpoint(path, kind)
     before = {**state["settings"]["recipe"], "seed": state["settings"]["seed"]}
     now = {**recipe.to_json(), "seed": seed}
@@ -259,8 +224,11 @@ def _resume(path: Path, network, optimizer, recipe: Recipe, seed: int, kind: str
     try:
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        begun = Begun(**state["begun"]) if state.get("begun") else None
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} does not fit the network ({str(error).splitlines()[0]}); use another folder") from error
-    if state["rows"]:
+    if state["rows"] or begun:
         log.info("going on from epoch %d of %s", len(state["rows"]), path)
-    return state["rows"]
+    if begun:
+        log.info("going on after %d batches of the next", begun.batches)
+    return state["rows"], begun
