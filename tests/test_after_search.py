@@ -4,7 +4,9 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import autoslim
@@ -101,7 +103,38 @@ def test_images_that_were_trained_on_are_not_taken_for_held_out_ones(supernet, t
     other = changed(supernet, tmp_path / "other", images={**counts, "train": counts["train"] - 1})
     for verb in (("evaluate", other), ("study", "widths", other, "--out", tmp_path / "out")):
         assert "the held-out images would not be the same" in refused(capsys, *verb)
-    assert run("evaluate", other, "--data", "digits") == 0  # images that are named are taken as they are
+    assert "the held-out images would not be the same" in refused(capsys, "evaluate", other, "--data", "digits")
+
+
+def test_other_images_are_normalized_as_those_that_were_trained_on(tmp_path, capsys):
+    write_images(tmp_path / "set")
+    options = ("--data", f"folder:{tmp_path / 'set'}", "--input-shape", "3,8,8", "--epochs", 1)
+    width = tmp_path / "width.json"
+    assert run("import", "resnet20_cifar", "--width", "0.25", "--input-shape", "3,8,8", "--out", width) == 0
+    assert run("train", "resnet20_cifar", *options, "--held-out", 4, "--out", tmp_path / "supernet", "--device", "cpu") == 0
+    assert run("retrain", width, "--data", options[1], "--epochs", 1, "--out", tmp_path / "plain", "--device", "cpu") == 0
+    switches = ("--system", "s-net", "--switches", "0.25,0.5")
+    assert run("train", "resnet20_cifar", *options, *switches, "--out", tmp_path / "switches", "--device", "cpu") == 0
+    shutil.copytree(tmp_path / "set", tmp_path / "dark")
+    for path in (tmp_path / "dark/train").rglob("*.png"):
+        Image.new("RGB", (8, 8), (3, 2, 1)).save(path)
+    before = {}
+    for data in ((), ("--data", f"folder:{tmp_path / 'dark'}")):
+        for name in ("plain", "switches"):
+            told = printed(capsys, "evaluate", tmp_path / name, *data, "--device", "cpu", "--json")
+            assert before.setdefault(name, told) == told
+    told = printed(capsys, "evaluate", tmp_path / "supernet", "--data", f"folder:{tmp_path / 'dark'}", "--json")
+    assert (told["kind"], told["split"], told["images"]) == ("supernet estimate", "test", 4)  # some of the others may be known
+    told = printed(capsys, "evaluate", tmp_path / "supernet", "--data", options[1], "--json")
+    assert (told["kind"], told["split"], told["images"]) == ("supernet estimate", "held-out training", 4)
+    settings = runs.read_run(tmp_path / "supernet")
+    device = torch.device("cpu")
+    own, other = (
+        runs.run_images(tmp_path / "supernet", settings, (3, 8, 8), device, data)
+        for data in (None, f"folder:{tmp_path / 'dark'}")
+    )
+    assert own.mean == other.mean == settings["normalization"]["mean"] and own.std == other.std
+    assert own.mean == pytest.approx([50 / 255] * 3) and own.std == pytest.approx([np.std([0, 20, 40, 60, 80, 100]) / 255] * 3)
 
 
 def test_a_data_function_that_draws_other_images_is_refused(tmp_path, monkeypatch, capsys):
@@ -112,13 +145,15 @@ def test_a_data_function_that_draws_other_images_is_refused(tmp_path, monkeypatc
         "    def __getitem__(self, i):\n        return torch.full((1, 8, 8), i / 400), i % 4\n"
         "seeded = lambda: random_split(Digits(), [300, 100], torch.Generator().manual_seed(0))\n"
         "unseeded = lambda: random_split(Digits(), [300, 100])\n"
+        "def noise():\n    part = torch.randint(0, 256, (400, 1, 8, 8)).byte(), torch.arange(400) % 4\n    return part, part\n"
     )
     monkeypatch.chdir(tmp_path)
-    for name in ("seeded", "unseeded"):
+    for name in ("seeded", "unseeded", "noise"):
         options = ("--data", f"drawn_data:{name}", "--epochs", 1, "--out", name, "--device", "cpu")
         assert run("train", "digits_cnn", "--held-out", 100, *options) == 0
     assert run("evaluate", "seeded") == 0
-    assert "has to return the same images every time" in refused(capsys, "search", "unseeded", "--flops-target", "60%")
+    for name in ("unseeded", "noise"):  # other labels, or other images behind the same ones
+        assert "has to return the same images every time" in refused(capsys, "search", name, "--flops-target", "60%")
 
 
 def test_a_file_that_is_called_otherwise_is_told(tmp_path, capsys):
@@ -269,6 +304,7 @@ def test_networks_are_seeds_of_one_only_if_they_differ_in_nothing_else(supernet,
     picture.unlink()
     told = refused(capsys, "plot", runs["a"], runs["c"], "--out", picture)
     assert f"{runs['a']} and {runs['c']} hold searched networks of as many multiply-adds, and differ in more" in told
+    assert "are one folder; leave one out" in refused(capsys, "plot", runs["a"], tmp_path / "b/../a", "--out", picture)
     told = refused(capsys, "plot", runs["a"], runs["b"], runs["d"], "--out", picture)
     assert f"{runs['a']} and {runs['d']} are the same training with the same seed" in told and not picture.exists()
 
@@ -280,9 +316,9 @@ def test_a_retraining_is_of_the_images_that_it_began_with(tmp_path, capsys):
     command = ("retrain", config, "--data", f"folder:{tmp_path / 'set'}", "--epochs", 1, "--out", tmp_path / "plain")
     assert run(*command) == 0 and run(*command) == 0
     shutil.copy(tmp_path / "set/train/ant/0.png", tmp_path / "set/train/ant/7.png")
-    assert "holds another run (images.train was 12, now 13; images_digest was" in refused(capsys, *command)
+    assert "holds another run (images.train was 12, now 13; data_digest was" in refused(capsys, *command)
     settings = json.loads((tmp_path / "plain/config.json").read_text())
-    del settings["images"], settings["images_digest"]  # as earlier versions wrote it
+    del settings["images"], settings["data_digest"]  # as earlier versions wrote it
     (tmp_path / "plain/config.json").write_text(json.dumps(settings))
     assert run(*command) == 0
     (tmp_path / "plain/result.json").write_text("{}")

@@ -318,9 +318,9 @@ def test_the_wrong_images_are_refused(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_was_finished_and_says_so(tmp_path, monkeypatch, capsys):
-    from autoslim.training import loop
+    from autoslim.training.epoch import Epochs
 
-    real, calls = loop._epoch, []
+    real, calls = Epochs.run, []
 
     def interrupted(*args, **kwargs):
         if calls:
@@ -329,10 +329,10 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(tmp_path, monkeypatch, capsy
         return real(*args, **kwargs)
 
     command = ("train", "digits_cnn", "--data", "digits", "--out", tmp_path / "run", "--epochs", 2)
-    monkeypatch.setattr(loop, "_epoch", interrupted)
+    monkeypatch.setattr(Epochs, "run", interrupted)
     assert "run the same command again" in refused(capsys, *command)
     assert len(pandas.read_csv(tmp_path / "run" / "metrics.csv")) == 1
-    monkeypatch.setattr(loop, "_epoch", real)
+    monkeypatch.setattr(Epochs, "run", real)
     assert run(*command) == 0
     assert len(pandas.read_csv(tmp_path / "run" / "metrics.csv")) == 2
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import pickle
+import shutil
 import struct
 import sys
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from autoslim.data import FileImages, ImageSet, folder, load_data
+from autoslim.data import FileImages, ImageSet, decode, folder, load_data
 from autoslim.errors import DataError
 
 
@@ -121,6 +122,49 @@ def test_images_are_scaled_by_the_shorter_side_and_cropped(load, root):
     assert np.array_equal(data.train.images[4].permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize("side", [56, 100, 110, 128, 183, 293])
+def test_images_of_any_size_are_decoded(tmp_path, side):
+    # Of some sides the middle, reckoned in floats, begins a hair outside of the image.
+    rng, large = np.random.default_rng(0), np.zeros((1300, 1300, 3), np.uint8)
+    for index, (high, wide) in enumerate([*rng.integers(1, 1300, (40, 2)), (450, 450), (500, 375), (300, 300), (600, 800)]):
+        Image.fromarray(large[:high, :wide]).save(tmp_path / "image.bmp")
+        assert decode.decode_file(str(tmp_path / "image.bmp"), (side, side)).shape == (side, side, 3), (index, high, wide)
+    for whole in range(1, 2001):
+        for size in ((whole, whole), (whole, 2001), (2001, whole)):
+            left, top, right, bottom = decode._middle(size, (side, side))
+            assert 0 <= left <= right <= size[0] and 0 <= top <= bottom <= size[1]
+            assert right - left == pytest.approx(min(size)) and bottom - top == pytest.approx(min(size))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_photos_are_turned_upright(tmp_path, suffix):
+    # Dark above, light to the right below: no turn or mirroring leaves it as it is.
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[16:, 16:] = 255
+    turned = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+              6: upright[:, ::-1].transpose(1, 0, 2), 7: upright[::-1, ::-1].transpose(1, 0, 2),
+              8: upright[::-1].transpose(1, 0, 2)}  # fmt: skip
+    for orientation, stored in turned.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{suffix}"
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
+        assert [size for _, size in decode.read_sizes([str(path)])] == [(32, 48)]
+        for size in ((32, 48), (16, 24)):
+            expected = np.asarray(Image.fromarray(upright).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+            off = np.abs(decode.decode_file(str(path), size) - expected)
+            assert off.mean() < 4 and off.max() < 128, orientation
+
+
+def test_what_is_no_image_is_passed_over_and_said(load, root, caplog):
+    (root / "train/ant/more").mkdir()
+    save(root / "train/ant/more/0.png", random_image(np.random.default_rng(0)))
+    with caplog.at_level(logging.INFO, "autoslim"):
+        assert len(load().train) == 12
+    assert "train: 2 entries of its class folders are no images" in caplog.text
+    assert "and are not read: ant/more, cat/notes.txt" in caplog.text and "hidden" not in caplog.text
+
+
 def test_networks_that_see_images_which_are_not_square(load, root):
     tall = random_image(np.random.default_rng(0), 30, 12)
     save(root / "train/ant/tall.png", tall)
@@ -173,6 +217,17 @@ def test_second_load_comes_from_the_cache(load, root, decoded):
     save(root / "train/ant/0.png", random_image(np.random.default_rng(9)))
     assert not torch.equal(load().train.images[0], first.train.images[0])
     assert len(decoded) == 3
+
+
+def test_another_folder_with_files_of_the_same_names_sizes_and_times_is_decoded(tmp_path):
+    for name, grey in (("one", 10), ("other", 240)):
+        for part in ("train", "test"):
+            for kind in "ab":
+                path = tmp_path / name / part / kind / "0.bmp"
+                save(path, np.full((8, 8, 3), grey, np.uint8))
+                os.utime(path, (1e9, 1e9))
+        data = load_data(f"folder:{tmp_path / name}", cache_dir=tmp_path / "cache")
+        assert (data.train.images == grey).all()
 
 
 def test_cache_folder_from_the_environment(root, tmp_path, monkeypatch):
@@ -246,6 +301,35 @@ def test_corrupt_images_are_skipped_on_request(load, root, caplog, decoded, memo
         everything = data.train.fetch(torch.arange(11))
         assert torch.equal(everything, whole.train.images[[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]])
     assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("memory_limit", [8 * 2**30, 0])
+def test_files_that_cannot_be_read_are_not_taken_for_corrupt_ones(root, tmp_path, monkeypatch, memory_limit):
+    options = {"skip_corrupt": True, "cache_dir": tmp_path / "cache", "memory_limit": memory_limit}
+    real, lost = Image.open, str(root / "train/ant/0.png")
+
+    def unsteady(path, *args, **more):
+        if path == lost:
+            raise OSError(5, "Input/output error")
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Image, "open", unsteady)
+    refused(f"folder:{root}", lost, "cannot be read (Input/output error)", **options)
+    monkeypatch.setattr(Image, "open", real)
+    assert len(load_data(f"folder:{root}", **options).train) == 12
+
+
+def test_the_digest_of_a_folder_is_that_of_its_files(load, root, tmp_path):
+    before = load().digest
+    shutil.copytree(root, tmp_path / "moved")
+    assert load_data(f"folder:{tmp_path / 'moved'}", cache_dir=tmp_path / "cache").digest == before
+    save(root / "test/ant/9.png", random_image(np.random.default_rng(1)))
+    assert load().digest == before  # of training images
+    save(root / "train/ant/0.png", random_image(np.random.default_rng(1), 9, 9))
+    changed = load(image_size=8).digest
+    odd = os.fsencode(root / "train/ant") + b"/caf\xe9.png"
+    os.rename(root / "train/ant/0.png", odd)
+    assert len({before, changed, load(image_size=8).digest}) == 3
 
 
 def test_class_with_nothing_but_corrupt_images(root, tmp_path):
@@ -425,6 +509,8 @@ def float_pairs(): return (pixels.float(), labels), (pixels, labels)
 def short_labels(): return (pixels, torch.tensor(labels[:3])), (pixels, torch.tensor(labels))
 def shapes(): return (pixels, torch.tensor(labels)), (pixels[:, :1], torch.tensor(labels))
 def empty(): return (pixels[:0], torch.tensor(labels[:0])), (pixels, torch.tensor(labels))
+def other_classes(): return Items(lambda x: x, classes=["x", "y", "z"]), Items(lambda x: x, classes=["x", "z"])
+def deep(): return items(lambda x: Image.fromarray(x[0].numpy().astype(np.uint16)))
 def single(): return [(pixels, torch.zeros(4, dtype=torch.int64))] * 2
 number = 3
 """
@@ -451,6 +537,7 @@ def test_custom_data(custom, function):
     assert data.classes == (("x", "y", "z", "unseen") if function == "pil" else ("0", "1", "2"))
     assert sys.path == path
     larger = load_data(f"{custom}:{function}", image_size=4)
+    assert larger.digest == data.digest
     assert larger.test.image_shape[1:] == (4, 4) and larger.original_size == data.original_size == (2, 2)
 
 
@@ -473,6 +560,8 @@ def test_custom_data(custom, function):
         ("short_labels", ["int64 [3]", "4 images"]),
         ("shapes", ["[3, 2, 2]", "[1, 2, 2]"]),
         ("empty", ["train", "empty"]),
+        ("other_classes", ["classes of train and test differ", "label 1 is 'y' and 'z'"]),
+        ("deep", ["train[0]", "mode I;16", "8 bits"]),
         ("single", ["only one class"]),
         ("number", ["int", "not a function"]),
         ("missing", ["no 'missing'", "known forms", "cifar10:DIR"]),

@@ -21,9 +21,10 @@ from autoslim.errors import RunError
 def evaluate(run, data, supernet, width, switch, device, as_json):
     """Score a run folder, or a CONFIG.json of the supernet that it lies in, or of --supernet.
 
-    A supernet, at --width or at CONFIG.json, gives a supernet estimate on its held-out training images (a US-Net that held
-    none out: its accuracy on the test images), with BN statistics calibrated for that configuration. A retrained network
-    gives its accuracy on the test images, one with switches that of each.
+    A supernet, at --width or at CONFIG.json, gives a supernet estimate on its held-out training images (on the test images of
+    other --data; a US-Net that held none out: its accuracy on the test images), with BN statistics calibrated for that
+    configuration. A retrained network gives its accuracy on the test images, one with switches that of each. All images are
+    normalised as those that were trained on.
     """
     folder, config_path = find_run(run, supernet)
     from autoslim.commands import runs
@@ -58,18 +59,12 @@ def _print(document: dict) -> None:
 def _evaluate_switches(folder: Path, data: str | None, switch: str | None, device: str, as_json: bool) -> None:
     from autoslim.commands import runs
     from autoslim.commands.joint import accuracy_kind, load_switches, score_switches
-    from autoslim.commands.retrain import check_classes
 
     net, settings = load_switches(folder, device)
     if switch is not None:
         net.set(switch)  # before the images are read: it may be unknown
-    data = data or settings["data"]
     lead = next(iter(net.switches.values()))
-    images = runs.load_images(
-        data, lead.input_shape, None, settings["seed"], runs.choose_device(device), settings["skip_corrupt"]
-    )
-    check_classes(net, lead, images, data)
-    runs.check_same_classes(settings, images, data)
+    images = runs.run_images(folder, settings, lead.input_shape, runs.choose_device(device), data)
     found = score_switches(net, images.scoring(images.test), switch and [switch])
     rows = [
         {"switch": name, "kind": accuracy_kind(net.switches), "split": "test", **each["test"], **each["cost"]}
@@ -110,7 +105,7 @@ def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
     """Score a retrained network on the test images."""
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
-    from autoslim.commands.retrain import check_classes, load_network
+    from autoslim.commands.retrain import load_network
     from autoslim.search.evaluate import evaluate as score
     from autoslim.slimmable import family
     from autoslim.training.checkpoint import load_weights
@@ -124,16 +119,13 @@ def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
             f"{folder} was trained for {epochs} of {settings['recipe']['epochs']} epochs; run the same `autoslim retrain` again"
         )
     place = runs.choose_device(device)
-    data = data or settings["data"]
-    images = runs.load_images(data, config.input_shape, None, settings["seed"], place, settings["skip_corrupt"])
-    check_classes(network, config, images, data)
-    runs.check_same_classes(settings, images, data)
+    images = runs.run_images(folder, settings, config.input_shape, place, data)
     result = score(family.place(network, place), images.scoring(images.test))
     return {"kind": "retrained accuracy", "split": "test", **result.to_json(), **cost.to_json()}
 
 
 def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, width: float | None, device: str) -> dict:
-    """Score a supernet at one configuration on the images held out of its training."""
+    """Score a supernet at one configuration on the images held out of its training, or on the test images of other data."""
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
     from autoslim.commands.search import load_supernet
@@ -156,5 +148,6 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
     images = runs.run_images(folder, settings, space.input_shape, runs.choose_device(device), data)
     result = runs.supernet_evaluator(net, images, space.search).score(config)
     cost = CostTable(net).cost(config).to_json()
-    about = ("shared-weight accuracy", "test") if settings["held_out"] is None else ("supernet estimate", "held-out training")
-    return {"kind": about[0], "split": about[1], **result.to_json(), **cost}
+    kind = "shared-weight accuracy" if settings["held_out"] is None else "supernet estimate"
+    part = "test" if images.search is None else "held-out training"
+    return {"kind": kind, "split": part, **result.to_json(), **cost}

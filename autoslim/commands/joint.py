@@ -65,8 +65,8 @@ def joint_run(configs: dict[str, ChannelConfig], images: runs.Images, out: Path,
     probe_writable(out)
     switches = {name: config.to_json() for name, config in configs.items()}
     runs.write_run(
-        out, "switches", **settings, switches=switches, norm=norm, recipe=recipe, classes=list(images.classes),
-        images=images.counts(), images_digest=images.digest,
+        out, "switches", images.normalization(), **settings, switches=switches, norm=norm, recipe=recipe,
+        classes=list(images.classes), **images.noted(),
     )  # fmt: skip
     if known := runs.read_result(out, *(("switches", name, part) for name in switches for part in ("test", "cost"))):
         return known

@@ -1,5 +1,6 @@
 """autoslim plot: pictures of runs."""
 
+import json
 from pathlib import Path
 
 import click
@@ -50,6 +51,9 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     """Draw one picture of run folders; a supernet's search may also be named by its own folder."""
     from autoslim.commands import runs
 
+    twice = [str(folder) for folder in folders if [other.resolve() for other in folders].count(folder.resolve()) > 1]
+    if twice:
+        raise RunError(f"{' and '.join(twice)} are one folder; leave one out")
     kinds = [(folder, runs.read_run(folder)) for folder in folders]
     searches = [folder / "search" if document["kind"] == "supernet" else folder for folder, document in kinds
                 if document["kind"] in ("supernet", "search")]  # fmt: skip
@@ -58,7 +62,7 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
     if what != "spectrum" and len(searches) > 1:
         raise RunError(f"--what {what} draws one search, {len(searches)} are given; draw them one by one")
     trained = [(folder, document) for folder, document in kinds if document["kind"] in ("network", "switches")]
-    retrained = [point for folder, document in trained for point in _retrained(folder, document)]
+    retrained = _by_family([point for folder, document in trained for point in _retrained(folder, document)])
     if what == "spectrum":
         if not searches and not retrained:
             raise RunError(f"{', '.join(map(str, folders))} hold neither a finished search nor a retrained network; search first")
@@ -69,7 +73,7 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
         for folder, document in kinds:
             if document["kind"] == "study network":
                 click.echo(f"{folder} is part of a study, and not drawn", err=True)
-        _check_seeds([(folder, document) for folder, document in trained if document["kind"] == "network"])
+        _check_seeds(trained)
         _spectrum(searches, retrained, out)
         return
     if not searches:
@@ -82,53 +86,71 @@ def plot_runs(folders: list[Path], out: Path, what: str = "spectrum") -> None:
 
 def _check_seeds(trained: list[tuple[Path, dict]]) -> None:
     """Raise RunError for networks that would be drawn as seeds of one, and are other trainings, or the same one twice."""
-    from autoslim.channels.config import origin
-
-    seen: dict[tuple, tuple[Path, dict]] = {}
+    seen: dict[tuple, tuple[Path, list]] = {}
     for folder, settings in trained:
-        channels = settings["channels"]
-        drawn_as = origin(channels["provenance"]), channels["cost"]["macs"]
-        first, before = seen.setdefault(drawn_as, (folder, settings))
-        alike = all(before[key] == settings[key] for key in ("data", "recipe", "skip_corrupt"))
-        if not (alike and before["channels"]["channels"] == channels["channels"]):
-            raise RunError(
-                f"{first} and {folder} hold {drawn_as[0]} networks of as many multiply-adds, and differ in more than their seed; "
-                "draw them in pictures of their own"
-            )
-        first, _ = seen.setdefault((*drawn_as, settings["seed"]), (folder, settings))
-        if first != folder:
-            raise RunError(f"{first} and {folder} are the same training with the same seed; leave one out")
+        networks = settings["switches"] if settings["kind"] == "switches" else {"": settings["channels"]}
+        same = [{name: [config["model"], config["channels"]] for name, config in networks.items()}]
+        same += [settings[key] for key in ("data", "recipe", "skip_corrupt")]
+        for config in networks.values():
+            drawn_as = _configuration(settings), config["cost"]["macs"]
+            first, before = seen.setdefault(drawn_as, (folder, same))
+            if before != same:
+                raise RunError(
+                    f"{first} and {folder} hold {drawn_as[0]} networks of as many multiply-adds, and differ in more than their "
+                    "seed; draw them in pictures of their own"
+                )
+            first, _ = seen.setdefault((*drawn_as, settings["seed"]), (folder, same))
+            if first != folder:
+                raise RunError(f"{first} and {folder} are the same training with the same seed; leave one out")
+
+
+def _by_family(points: list[dict]) -> list[dict]:
+    """Name networks of one origin apart where they are of several families or trainings: a line joins one family."""
+    families: dict[str, dict[str, dict]] = {}
+    for point in points:
+        families.setdefault(point["configuration"], {}).setdefault(point["family"], point)
+    found = []
+    for point in points:
+        alike = families[point["configuration"]]
+        if len(alike) > 1:
+            spaces = [first["space"] for first in alike.values()]
+            first = alike[point["family"]]
+            name = first["space"] if first["space"] and spaces.count(first["space"]) == 1 else first["folder"]
+            point = {**point, "configuration": f"{point['configuration']} ({name})"}
+        found.append(point)
+    return found
 
 
 def _retrained(folder: Path, settings: dict) -> list[dict]:
     """Return the networks that a run trained: one, or one a switch."""
-    from autoslim.channels.config import origin
     from autoslim.commands import runs
 
     result = runs.read_result(folder)
     if result is None:
         raise RunError(f"{folder} has no result yet; finish it with the same command, or leave it out")
     try:
-        if settings["kind"] == "network":
-            networks, configuration = [result], origin(settings["channels"]["provenance"])
-        else:
-            networks, configuration = list(result["switches"].values()), _system(settings)
-        return [
-            {
-                "macs": network["cost"]["macs"],
-                "accuracy": 1 - network["test"]["error"],
-                "configuration": configuration,
-                "seed": result["seed"],
-            }
-            for network in networks
-        ]
+        networks = [result] if settings["kind"] == "network" else list(result["switches"].values())
+        lead = settings["channels"] if settings["kind"] == "network" else next(iter(settings["switches"].values()))
+        family = [lead["model"], lead["input_shape"], *(settings[key] for key in ("data", "recipe", "skip_corrupt"))]
+        about = {
+            "configuration": _configuration(settings),
+            "family": json.dumps(family, sort_keys=True),
+            "space": lead["space"],
+            "folder": str(folder),
+            "seed": result["seed"],
+        }
+        return [{"macs": network["cost"]["macs"], "accuracy": 1 - network["test"]["error"], **about} for network in networks]
     except (KeyError, TypeError) as error:
         raise RunError(f"{folder / 'result.json'} is damaged ({error!r}); remove it and train again") from error
 
 
-def _system(settings: dict) -> str:
+def _configuration(settings: dict) -> str:
+    """Say what the networks of a run are, in a word or two."""
+    from autoslim.channels.config import origin
     from autoslim.commands.systems import describe
 
+    if settings["kind"] == "network":
+        return origin(settings["channels"]["provenance"])
     return "trained alone" if len(settings["switches"]) == 1 else describe(settings)
 
 

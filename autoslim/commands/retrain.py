@@ -140,8 +140,8 @@ def retrain_run(
     check_classes(network, config, images, data)
     probe_writable(out)
     runs.write_run(
-        out, "network", channels=config.to_json(), data=data, seed=seed, recipe=recipe, classes=list(images.classes),
-        skip_corrupt=skip_corrupt, images=images.counts(), images_digest=images.digest,
+        out, "network", images.normalization(), channels=config.to_json(), data=data, seed=seed, recipe=recipe,
+        classes=list(images.classes), skip_corrupt=skip_corrupt, **images.noted(),
     )  # fmt: skip
     if known := runs.read_result(out, ("test", "error"), ("cost", "params")):
         return known
@@ -173,4 +173,4 @@ def check_classes(network, config, images, data: str) -> None:
         device = next(network.parameters()).device
         outputs = logits_of(network(torch.zeros(1, *config.input_shape, device=device))).shape[1]
     if outputs != len(images.classes):
-        raise DataError(f"{data!r} has {len(images.classes)} classes, the network {outputs}; pass the data it was searched for")
+        raise DataError(f"{data!r} has {len(images.classes)} classes, the network {outputs}; pass data with as many")

@@ -1,6 +1,5 @@
 """Run folders, and the objects that are rebuilt from them."""
 
-import hashlib
 import logging
 import os
 import platform
@@ -30,7 +29,7 @@ _SETTINGS = {
     "search": ("data", "seed", "supernet", "search", "images"),
 }
 
-_NOTED_LATER = ("images", "images_digest")  # by versions since the first that wrote this format
+_NOTED_LATER = ("images", "data_digest")  # by versions since the first that wrote this format
 
 
 def choose_device(name: str) -> torch.device:
@@ -62,7 +61,7 @@ class Images:
 
     `search` is None where nothing is held out: a network that is retrained learns from all training images. `size` is the
     (H, W) that a network sees, `original_size` what images came in, `digest` tells which images there are to train on, in which
-    order: the names of files, and labels.
+    order. `mean` and `std` of the channels normalise them: those of the images that the network learnt from.
     """
 
     train: ImageSet | FileImages
@@ -79,6 +78,14 @@ class Images:
     def counts(self) -> dict[str, int]:
         """Return how many images each part has."""
         return {"train": len(self.train), "search": len(self.search or ()), "test": len(self.test)}
+
+    def noted(self) -> dict:
+        """Return what a run notes of its images, and is the same when it goes on."""
+        return {"images": self.counts(), "data_digest": self.digest}
+
+    def normalization(self) -> dict:
+        """Return what a run notes to normalise other images by."""
+        return {"normalization": {"mean": self.mean, "std": self.std}}
 
     def tell_enlarged(self) -> None:
         """Log it where images are drawn twice as large or more, which takes four times as long and shows nothing new."""
@@ -111,9 +118,17 @@ class Images:
 
 
 def load_images(
-    spec: str, input_shape, held_out: float | None, seed: int, device: torch.device, skip_corrupt: bool = False
+    spec: str,
+    input_shape,
+    held_out: float | None,
+    seed: int,
+    device: torch.device,
+    skip_corrupt: bool = False,
+    normalization: dict | None = None,
 ) -> Images:
     """Read a data set for a network with inputs `[C, H, W]` and hold part of its training images out (None: nothing).
+
+    Images are normalised as a run notes it, else by mean and deviation of the training images.
 
     Raises:
         DataError: the data cannot be read or split, or its images have other channels than the network takes.
@@ -126,15 +141,14 @@ def load_images(
             "take another network or other images"
         )
     train, search = (data.train, None) if held_out is None else split(data.train, held_out, seed)
-    mean, std = channel_statistics(data.train)
-    sha = hashlib.sha256(data.train.labels.numpy().tobytes() + "\0".join(data.names).encode())
-    return Images(
-        train, search, data.test, data.classes, mean, std, size, data.original_size, sha.hexdigest()[:16], device
-    )  # fmt: skip
+    mean, std = (normalization["mean"], normalization["std"]) if normalization else channel_statistics(data.train)
+    return Images(train, search, data.test, data.classes, mean, std, size, data.original_size, data.digest, device)
 
 
 def run_images(run: Path, settings: dict, input_shape, device: torch.device, data: str | None = None) -> Images:
-    """Read the images of a run, or others with its classes; those that it held out of training are held out again.
+    """Read the images of a run, or others with its classes, normalised as those that it learnt from.
+
+    What it held out of training is held out again. Of other images nothing is: some may have been trained on.
 
     Args:
         run, settings: its folder and config.json.
@@ -145,11 +159,11 @@ def run_images(run: Path, settings: dict, input_shape, device: torch.device, dat
         RunError: the run's images have changed since, so that others would be held out.
         DataError: they cannot be read, or have other classes.
     """
-    held_out = settings.get("held_out")
-    if data is None and held_out is not None:
+    if data in (None, settings["data"]) and settings.get("held_out") is not None:
         return held_out_images(run, settings, input_shape, device)
     data = data or settings["data"]
-    images = load_images(data, input_shape, held_out, settings["seed"], device, settings["skip_corrupt"])
+    options = {"skip_corrupt": settings["skip_corrupt"], "normalization": settings.get("normalization")}
+    images = load_images(data, input_shape, None, settings["seed"], device, **options)
     check_same_classes(settings, images, data)
     return images
 
@@ -166,8 +180,9 @@ def held_out_images(run: Path, settings: dict, input_shape, device: torch.device
             f"{run} learnt from all training images, so none are left to search on; train it with --held-out 0.1, or another part"
         )
     data, held_out = settings["data"], settings["held_out"]
+    options = {"skip_corrupt": settings["skip_corrupt"], "normalization": settings.get("normalization")}
     try:
-        images = load_images(data, input_shape, held_out, settings["seed"], device, settings["skip_corrupt"])
+        images = load_images(data, input_shape, held_out, settings["seed"], device, **options)
     except DataError as error:
         raise DataError(f"{error} ({run} learnt from {data!r}, as seen from the folder that it was trained in)") from error
     if settings.get("images", images.counts()) != images.counts():
@@ -176,7 +191,7 @@ def held_out_images(run: Path, settings: dict, input_shape, device: torch.device
             "held-out images would not be the same; restore the data, or train again"
         )
     check_same_classes(settings, images, data)
-    if settings.get("images_digest", images.digest) != images.digest:
+    if settings.get("data_digest", images.digest) != images.digest:
         raise RunError(
             f"{settings['data']!r} has other training images than the supernet was trained on, or in another order: the held-out "
             "images would not be the same; restore the data (a function has to return the same images every time), or train again"
@@ -370,11 +385,12 @@ def with_classes(config: ChannelConfig, classes: int) -> ChannelConfig:
 def override(recipe: dict, **values) -> dict:
     """Return a recipe with the values that were given on the command line; the result is checked.
 
-    Other epochs stretch the schedule: milestones move along, and an exponential decay ends where it did.
+    Other epochs stretch the schedule: warm-up and milestones move along, and an exponential decay ends where it did.
     """
     merged = {**recipe, **{key: value for key, value in values.items() if value is not None}}
     stretch = merged["epochs"] / recipe["epochs"]
     if stretch != 1:
+        merged["warmup_epochs"] = round(merged["warmup_epochs"] * stretch, 2)
         merged["milestones"] = [round(epoch * stretch, 2) for epoch in merged["milestones"]]
         merged["decay"] **= 1 / stretch if merged["schedule"] == "exponential" else 1
     Recipe.of(merged)

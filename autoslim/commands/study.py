@@ -135,21 +135,20 @@ def calibration(run, configurations, out, device, as_json):
 
 def widths_study(folders: list[Path], widths: list[float] | None, out: Path, device: str) -> list[dict]:
     """Score runs at widths; writes the table and the picture, and returns the rows."""
-    from autoslim.commands.trained import at_widths, open_run
+    from autoslim.commands.trained import at_widths, open_run, spread
     from autoslim.report.widths import draw_widths
 
     opened = _labelled([open_run(folder, device) for folder in folders])
     probe_writable(out)
     bounds = [run.bounds() for run in opened]
     if widths is None:
-        low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
-        widths = [round(low + i * (high - low) / 15, 4) for i in range(16)]
+        widths = spread(min(low for low, _ in bounds), max(high for _, high in bounds), 16)
     read, rows = {}, []
     for run in opened:
         rows += at_widths(run, widths, _images(run, read))
     if not rows:
         raise RunError(f"no run reaches a width of {', '.join(f'{w:g}' for w in widths)}; pass narrower --widths")
-    rows = _as_one(rows)
+    rows = _as_one(rows, opened)
     write_csv(out / "widths.csv", rows)
     chance = 1 / max(len(run.settings["classes"]) for run in opened)
     points = [row | {"accuracy": 1 - row["error"]} for row in rows]
@@ -186,17 +185,18 @@ def _labelled(opened: list) -> list:
     found, names = [], {}
     for run in opened:
         label = run.label
-        if len(trainings[label]) > 1 and not label.startswith("ordinary network"):
+        if len(trainings[label]) > 1:
             name = run.folder.name if run.folder.name not in names.values() else str(run.folder)
             label = f"{label} ({names.setdefault(run.same_but_seed(), name)})"
         found.append(replace(run, label=label))
     return found
 
 
-def _as_one(rows: list[dict]) -> list[dict]:
-    """Where several ordinary networks are given, keep of each the width it was trained at, as points of one line."""
-    ordinary = {row["label"] for row in rows if row["label"].startswith("ordinary network")}
-    if len(ordinary) < 2:
+def _as_one(rows: list[dict], opened: list) -> list[dict]:
+    """Where several ordinary networks differ in their widths alone, keep of each the one it was trained at, as points of one line."""
+    networks = [run for run in opened if run.label.startswith("ordinary network")]
+    ordinary = {run.label for run in networks}
+    if len(ordinary) < 2 or len({run.same_but_seed("switches") for run in networks}) > 1:
         return rows
     kept = [row for row in rows if row["label"] not in ordinary or row["trained"]]
     return [row | {"label": "ordinary networks, one a width"} if row["label"] in ordinary else row for row in kept]
@@ -272,7 +272,7 @@ def _images(run, read: dict):
     """Read the images of a run, once for all runs that have the same."""
     settings, held_out = run.settings, run.settings.get("held_out")
     drawn = run.seed if held_out else None
-    key = (settings["data"], run.input_shape, held_out, drawn, settings["skip_corrupt"], settings.get("images_digest"))
+    key = (settings["data"], run.input_shape, held_out, drawn, settings["skip_corrupt"], settings.get("data_digest"))
     if key not in read:
         read[key] = run.images()
     return read[key]
@@ -293,10 +293,18 @@ def _width_table(rows: list[dict]) -> str:
     cells: dict[tuple, list[dict]] = {}
     for row in rows:
         cells.setdefault((row["width"], row["label"]), []).append(row)
-    lines = [("width", "MACs", *labels)]
-    for width in sorted({row["width"] for row in rows}, reverse=True):
-        some = next(row for row in rows if row["width"] == width)
-        lines.append((f"{width:g}", f"{some['macs']:,}", *(_cell(cells.get((width, label), [])) for label in labels)))
+    widths = sorted({row["width"] for row in rows}, reverse=True)
+    costs = {key: f"{some[0]['macs']:,}" for key, some in cells.items()}
+    of_width = [{costs[key] for key in cells if key[0] == width} for width in widths]
+    if all(len(known) == 1 for known in of_width):
+        lines = [("width", "MACs", *labels)]
+        for width, (macs,) in zip(widths, of_width):
+            lines.append((f"{width:g}", macs, *(_cell(cells.get((width, label), [])) for label in labels)))
+    else:  # networks of several families
+        lines = [("width", *(text for label in labels for text in ("MACs", label)))]
+        for width in widths:
+            pairs = [(costs.get((width, label), "-"), _cell(cells.get((width, label), []))) for label in labels]
+            lines.append((f"{width:g}", *(text for pair in pairs for text in pair)))
     return f"{align(lines)}\n* a width that the network was trained at; {rows[0]['kind']} ({rows[0]['images']})"
 
 

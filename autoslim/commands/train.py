@@ -118,9 +118,8 @@ def train_run(
     batches = images.training(images.train, space.train, seed)
     probe_writable(out)
     runs.write_run(
-        out, "supernet", system=system, space=runs.space_to_json(space), data=data, held_out=held_out, seed=seed,
-        classes=list(images.classes), skip_corrupt=skip_corrupt, images=images.counts(),
-        images_digest=images.digest,
+        out, "supernet", images.normalization(), system=system, space=runs.space_to_json(space), data=data, held_out=held_out,
+        seed=seed, classes=list(images.classes), skip_corrupt=skip_corrupt, **images.noted(),
     )  # fmt: skip
     train_supernet(
         net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(space.train), from_scratch=True,

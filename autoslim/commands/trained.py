@@ -59,9 +59,9 @@ class TrainedRun:
             return "accuracy with shared weights, test images"
         return "supernet estimate, held-out training images"
 
-    def same_but_seed(self) -> str:
-        """Return the settings but the seed and what follows from it, to tell seeds of one training from other trainings."""
-        apart = ("seed", "versions")
+    def same_but_seed(self, *others: str) -> str:
+        """Return the settings but the seed, what follows from it, and `others`, to tell seeds of one training from other trainings."""
+        apart = ("seed", "versions", *others)
         return json.dumps({key: value for key, value in self.settings.items() if key not in apart}, sort_keys=True)
 
     def bounds(self) -> tuple[float, float]:
@@ -131,6 +131,11 @@ def at_widths(run: TrainedRun, widths: list[float], images: runs.Images) -> Iter
         }  # fmt: skip
 
 
+def spread(low: float, high: float, count: int) -> list[float]:
+    """Return width multipliers from the lowest to the highest, rounded to four digits but for these two."""
+    return [low, *(round(low + i * (high - low) / (count - 1), 4) for i in range(1, count - 1)), high]
+
+
 def _switch_as_supernet(net: SwitchableNet, space: Space, width: float) -> Supernet:
     device = next(net.parameters()).device
     example = torch.zeros(1, *space.input_shape, device=device)
@@ -151,7 +156,7 @@ def views(run: TrainedRun, widths: list[float] | None, images: runs.Images) -> I
     rules = run.space.search
     count = rules["calibration_images"]
     calibration = list(images.calibration(count))
-    for width in widths or [round(high - i * (high - low) / 3, 3) for i in range(4)]:
+    for width in widths or spread(low, high, 4)[::-1]:
         config = family.width_config(run.space, run.net, width)
         run.net.set(config)
         calibrate(run.net, calibration)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+from autoslim.errors import RunError
+from autoslim.files import atomic_write
 
 log = logging.getLogger("autoslim")
 
@@ -20,9 +21,10 @@ def cache_folder(cache_dir: str | os.PathLike | None) -> Path:
     return Path(cache_dir or os.environ.get("AUTOSLIM_CACHE") or "~/.cache/autoslim").expanduser()
 
 
-def cache_key(files: Iterable[tuple[str, int, int]], *options: object) -> str:
-    """Digest (relative path, bytes, mtime in ns) of every file, and whatever else decides the pixels."""
-    digest = hashlib.sha256(repr(("autoslim.images/1", *options)).encode())
+def cache_key(root: Path, files: Iterable[tuple[str, int, int]], *options: object) -> str:
+    """Digest a folder, (path in it, bytes, mtime in ns) of every file, and whatever else decides the pixels."""
+    digest = hashlib.sha256(repr(("autoslim.images/2", *options)).encode())
+    digest.update(os.fsencode(root.resolve()) + b"\n")
     for path, size, mtime in files:
         digest.update(os.fsencode(path) + f"\0{size}\0{mtime}\n".encode())
     return digest.hexdigest()[:32]
@@ -45,17 +47,8 @@ def read_array(path: Path, dtype: type) -> np.ndarray | None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file in one step; where that fails, log a warning and leave nothing behind."""
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        with atomic_write(path, "wb") as file:
             np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        log.warning("cannot cache decoded images in %s (%s); they will be decoded again next time", path.parent, error)
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+    except RunError as error:
+        log.warning("cannot cache decoded images (%s); they will be decoded again next time", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import numbers
 import os
 import sys
@@ -28,7 +29,7 @@ def load_custom(spec: str) -> tuple[ImageSet, ImageSet, list[str]]:
 
     Raises:
         ImportError: there is no such module or function.
-        DataError: what the function returns is no pair of labelled uint8 images.
+        DataError: what the function returns is no pair of labelled uint8 images of the same classes.
     """
     module_name, _, function_name = spec.partition(":")
     with working_directory_importable():
@@ -46,10 +47,21 @@ def load_custom(spec: str) -> tuple[ImageSet, ImageSet, list[str]]:
             raise DataError(f"{spec} returned {describe(parts)}; it must return {WANTED}")
         train = convert_part(parts[0], f"{spec} train")
         test = convert_part(parts[1], f"{spec} test")
-    names = getattr(parts[0], "classes", None)
+    names, others = (getattr(part, "classes", None) for part in parts)
+    if names is not None and others is not None and list(map(str, names)) != list(map(str, others)):
+        raise DataError(
+            f"{spec}: the classes of train and test differ ({_differ(list(names), list(others))}), so that one label would stand "
+            "for two classes; return both with the same classes, in one order"
+        )
     if names is None:
         names = range(int(train.labels.max()) + 1 if len(train) else 0)
     return train, test, [str(name) for name in names]
+
+
+def _differ(ours: list, theirs: list) -> str:
+    pairs = enumerate(itertools.zip_longest(ours, theirs))
+    label, (one, other) = next((label, pair) for label, pair in pairs if str(pair[0]) != str(pair[1]))
+    return f"label {label} is {one!r} and {other!r}"
 
 
 def refuse_foreign(spec: str, module: str) -> None:
@@ -108,6 +120,8 @@ def convert_items(dataset: object, name: str) -> ImageSet:
 def to_pixels(image: object, name: str) -> Tensor:
     """Convert a PIL image, uint8 [C, H, W], or float [C, H, W] in 0..1 to uint8 [C, H, W]."""
     if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise DataError(f"{name}: pixels of mode {image.mode} have more than 8 bits; scale them to 8 in the data set")
         pixels = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         pixels = torch.from_numpy(pixels)
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)

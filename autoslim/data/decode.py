@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from autoslim.errors import DataError
 
 LARGE_IMAGES = 96
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that exchange width and height
+
+
+class CorruptImage(DataError):
+    """A file that can be read, and is no whole image."""
 
 
 def with_margin(size: tuple[int, int]) -> tuple[int, int]:
@@ -56,35 +62,67 @@ def read_sizes(paths: Iterable[str]) -> Iterator[tuple[str, tuple[int, int]]]:
         try:
             with Image.open(path) as image:
                 width, height = image.size
+                if _orientation(image) in _ON_ITS_SIDE:
+                    width, height = height, width
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
         yield path, (height, width)
 
 
 def decode_file(path: str, size: tuple[int, int]) -> np.ndarray:
-    """Decode one file to uint8 [H, W, 3]; an image of another size is scaled by its shorter side, centre-cropped.
+    """Decode one file to uint8 [H, W, 3], upright by its EXIF orientation.
+
+    An image of another size is scaled by its shorter side, centre-cropped.
 
     Raises:
-        DataError: the file is no complete 8-bit image.
+        CorruptImage: the file is no complete 8-bit image.
+        DataError: the file cannot be read.
     """
     height, width = size
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"pixels of mode {image.mode} have more than 8 bits")
-            if image.size != (width, height):
-                image.draft(None, (2 * width, 2 * height))
+            turn = _orientation(image)
+            across, down = (height, width) if turn in _ON_ITS_SIDE else (width, height)
+            if image.size != (across, down):
+                image.draft(None, (2 * across, 2 * down))
+            if turn != 1:
+                image = ImageOps.exif_transpose(image)
             if image.mode in ("P", "PA"):
                 image = image.convert("RGBA")
             image = image.convert("RGB")
             if image.size != (width, height):
-                scale = min(image.width / width, image.height / height)
-                left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-                box = (left, top, left + scale * width, top + scale * height)
-                image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+                image = image.resize((width, height), Image.Resampling.BILINEAR, box=_middle(image.size, (width, height)))
             return np.asarray(image)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything: OSError, SyntaxError, struct.error, ...
-        raise DataError(f"{path}: corrupt image ({error}); replace it, or leave such images out with --skip-corrupt") from error
+        if isinstance(error, OSError) and error.errno is not None:  # of the file system; Pillow's own have none
+            raise DataError(f"{path} cannot be read ({error.strerror}); check the file and its permissions") from error
+        raise CorruptImage(
+            f"{path}: corrupt image ({error}); replace it, or train with --skip-corrupt, which leaves such images out"
+        ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # which Pillow turns itself
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of EXIF data that is damaged
+            return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the pixels can be whole all the same
+        return 1
+
+
+def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the largest box of the proportions of `shape` (W, H) in the middle of an image of `size` (W, H)."""
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    # A side that is taken whole could come out longer than it is, by rounding.
+    sides = [min(scale * side, whole) for side, whole in zip(shape, size)]
+    left, top = ((whole - side) / 2 for whole, side in zip(size, sides))
+    return left, top, left + sides[0], top + sides[1]
 
 
 def decode_files(
@@ -104,7 +142,7 @@ def decode_files(
         skipped file.
 
     Raises:
-        DataError: a file is corrupt and `skip_corrupt` is False.
+        DataError: a file cannot be read, or is corrupt and `skip_corrupt` is False.
     """
     pixels = np.empty((len(paths) if keep else 0, *size, 3), dtype=np.uint8)
     skipped: dict[int, str] = {}
@@ -116,7 +154,7 @@ def decode_files(
         for index in range(start, stop):
             try:
                 image = decode_file(paths[index], size)
-            except DataError as error:
+            except CorruptImage as error:
                 if not skip_corrupt:
                     raise
                 skipped[index] = str(error)

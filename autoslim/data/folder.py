@@ -15,7 +15,9 @@ from autoslim.data.decode import decode_files, read_sizes, stored_size, with_mar
 from autoslim.data.images import FileImages, ImageSet
 from autoslim.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".gif"
+)  # fmt: skip
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/* or DIR/val/CLASS/*"
 
 log = logging.getLogger("autoslim")
@@ -51,10 +53,12 @@ def list_part(root: Path, part: str, classes: list[str]) -> Listing:
             "every class that is tested must be trained, so add it there or remove it here"
         )
     listing = Listing([], [], [])
-    empty = []
+    empty, others = [], []
     for name in found:
         with os.scandir(root / part / name) as entries:
-            files = sorted((entry for entry in entries if is_image(entry)), key=lambda entry: entry.name)
+            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        files = [entry for entry in visible if is_image(entry)]
+        others += [f"{name}/{entry.name}" for entry in visible if not is_image(entry)]
         if not files:
             empty.append(root / part / name)
         listing.labels.extend([classes.index(name)] * len(files))
@@ -67,12 +71,17 @@ def list_part(root: Path, part: str, classes: list[str]) -> Listing:
         raise DataError(f"{root / part}: no images; expected {LAYOUT} with files of type {suffixes}")
     if empty:
         raise DataError(f"{empty[0]}: class folder without images; add files of type {suffixes}, or remove the folder")
+    if others:
+        log.info(
+            "%s: %d entries of its class folders are no images of type %s, and are not read: %s",
+            root / part, len(others), suffixes, ", ".join(others[:3]) + (", ..." if len(others) > 3 else ""),
+        )  # fmt: skip
     return listing
 
 
 def is_image(entry: os.DirEntry) -> bool:
-    """Say whether a directory entry is a visible file with an image's extension."""
-    return not entry.name.startswith(".") and entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+    """Say whether a directory entry is a file with an image's extension."""
+    return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
 
 
 def find_parts(root: Path) -> tuple[Listing, Listing, list[str]]:
@@ -107,9 +116,9 @@ def load_folder(
     skip_corrupt: bool,
     cache_dir: str | os.PathLike | None,
     memory_limit: int,
-) -> tuple[ImageSet | FileImages, ImageSet | FileImages, list[str], tuple[int, int], list[str]]:
-    """Read a data folder: training images, test images, class names, the (H, W) of the first image's file, and the paths of the
-    training images in the folder.
+) -> tuple[ImageSet | FileImages, ImageSet | FileImages, list[str], tuple[int, int], list[tuple[str, int]]]:
+    """Read a data folder: training images, test images, class names, the (H, W) of the first image's file, and path in the folder
+    and bytes of the training images' files.
 
     Pixels are decoded once and cached outside the folder. Where they would take more than `memory_limit` bytes the
     files are decoded batch by batch instead, and are checked beforehand only if corrupt ones are to be skipped.
@@ -120,7 +129,7 @@ def load_folder(
     train, test, classes = find_parts(root)
     paths = train.paths + test.paths
     labels = np.array(train.labels + test.labels, dtype=np.int64)
-    key = cache_key(train.stats + test.stats, size, skip_corrupt)
+    key = cache_key(root, train.stats + test.stats, size, skip_corrupt)
     pixels_file = cache_folder(cache_dir) / f"{key}.npy"
     kept_file = cache_folder(cache_dir) / f"{key}.kept.npy"
 
@@ -143,13 +152,13 @@ def load_folder(
 
     original = next((found for _, found in read_sizes(paths)), size)
     border = int(np.searchsorted(kept, len(train.paths)))
-    names = [train.stats[index][0] for index in kept[:border]]
+    files = [train.stats[index][:2] for index in kept[:border]]
     targets = torch.from_numpy(labels[kept])
     if not in_memory:
         chosen = FileImages([paths[index] for index in kept], targets, size)
-        return chosen.subset(range(border)), chosen.subset(range(border, len(kept))), classes, original, names
+        return chosen.subset(range(border)), chosen.subset(range(border, len(kept))), classes, original, files
     images = torch.from_numpy(np.array(pixels) if isinstance(pixels, np.memmap) else pixels).permute(0, 3, 1, 2)
-    return ImageSet(images[:border], targets[:border]), ImageSet(images[border:], targets[border:]), classes, original, names
+    return ImageSet(images[:border], targets[:border]), ImageSet(images[border:], targets[border:]), classes, original, files
 
 
 def read_kept(path: Path, files: int) -> np.ndarray | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from autoslim.allocator import machine_memory
 from autoslim.data.custom import load_custom
 from autoslim.data.folder import load_folder
 from autoslim.data.images import FileImages, ImageSet, height_and_width
@@ -23,7 +24,8 @@ class Data:
     """A classification data set: images to train on, images only the final evaluation may see, class names.
 
     `image_size` is the (H, W) that was asked for; photos are stored larger than that, to leave room for crops. `original_size` is
-    the (H, W) that images came in, of a folder that of the first one. `names` are the paths of a folder's training images in it.
+    the (H, W) that images came in, of a folder that of the first one. `digest` tells which training images there are and in
+    which order: by labels and pixels, in a folder by labels, paths and file sizes.
     """
 
     spec: str
@@ -32,7 +34,7 @@ class Data:
     classes: tuple[str, ...]
     image_size: tuple[int, int] | None = None
     original_size: tuple[int, int] | None = None
-    names: Sequence[str] = ()
+    digest: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -52,7 +54,7 @@ def load_data(
     image_size: int | tuple[int, int] | None = None,
     skip_corrupt: bool = False,
     cache_dir: str | os.PathLike | None = None,
-    memory_limit: int = 8 * 2**30,
+    memory_limit: int | None = None,
 ) -> Data:
     """Read a data set; nothing is ever downloaded.
 
@@ -64,7 +66,8 @@ def load_data(
             they cover it and cropped; from 96 pixels on they are stored with a margin of 256 : 224. Others are resized.
         skip_corrupt: leave out corrupt images of a folder, with a logged warning, instead of raising.
         cache_dir: where decoded folders are kept; $AUTOSLIM_CACHE, else ~/.cache/autoslim.
-        memory_limit: bytes of pixels beyond which a folder is decoded batch by batch.
+        memory_limit: bytes of pixels beyond which a folder is decoded batch by batch; 8 GiB by default, and no more than a third
+            of the memory there is.
 
     Raises:
         DataError: the data set is unknown, missing, incomplete or damaged.
@@ -72,7 +75,9 @@ def load_data(
     size = height_and_width(image_size)
     if size is not None and min(size) < 1:
         raise DataError(f"image size {image_size} is below 1; pass a number of pixels")
-    names: Sequence[str] = ()
+    if memory_limit is None:
+        memory_limit = int(min(8 * 2**30, machine_memory() / 3))
+    files = None
     scheme, _, place = spec.partition(":")
     if spec == "digits":
         train, test, classes = load_digits()
@@ -82,7 +87,7 @@ def load_data(
         root = Path(place).expanduser()
         try:
             if scheme == "folder":
-                train, test, classes, original, names = load_folder(
+                train, test, classes, original, files = load_folder(
                     root,
                     size=size,
                     skip_corrupt=skip_corrupt,
@@ -105,6 +110,7 @@ def load_data(
             raise DataError(f"data set {spec!r} failed in its own code with {reason}; call it from Python") from error
     else:
         raise DataError(f"unknown data set {spec!r}; known forms are {FORMS}")
+    digest = images_digest(train, files)
     if scheme != "folder":
         original = train.image_shape[1:]
         train, test = train.resized(size), test.resized(size)
@@ -114,7 +120,19 @@ def load_data(
                 "make them one shape [C, H, W]"
             )
     check_labels(spec, train.labels, test.labels, len(classes))
-    return Data(spec, train, test, tuple(classes), size, original, names)
+    return Data(spec, train, test, tuple(classes), size, original, digest)
+
+
+def images_digest(images: ImageSet | FileImages, files: list[tuple[str, int]] | None) -> str:
+    """Digest labels and pixels of images, or in place of their pixels the paths and bytes of the files they came from."""
+    sha = hashlib.sha256(images.labels.numpy().tobytes())
+    if files is not None:
+        for path, size in files:
+            sha.update(os.fsencode(path) + f"\0{size}\n".encode())
+        return sha.hexdigest()[:16]
+    for part in torch.arange(len(images)).split(1024):
+        sha.update(images.fetch(part).permute(0, 2, 3, 1).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def check_labels(spec: str, train: torch.Tensor, test: torch.Tensor, classes: int) -> None:

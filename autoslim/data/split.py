@@ -35,6 +35,10 @@ def split(images: ImageSet, held_out: float, seed: int) -> tuple[ImageSet, Image
     wanted = held_out if whole else round(held_out * len(images))
     if not 1 <= wanted <= most:
         amount = f"{held_out}" if whole else f"{held_out} of {len(images)}"
+        if not most:
+            raise DataError(
+                f"cannot hold out any of {len(images)} images: no class has two or more, and each has to keep one; add images"
+            )
         raise DataError(
             f"cannot hold out {amount} images: of {len(images)}, between 1 and {most} can be held out "
             "so that every class keeps one; pass such a number, or a fraction (--held-out 0.1)"
