@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import types
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 import autoslim
+from autoslim.cost.budgets import Budgets
 from autoslim.errors import ModelError
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -680,3 +684,157 @@ def test_a_network_that_sets_itself_up_is_left_as_it_was():
     assert names(net) == ["3"]
     assert setup.calls == 0 and setup.mask is None and torch.equal(setup.shift, torch.ones(16))
     assert net(torch.randn(5, 3, 16, 16)).shape == (5, 5) and net.model[1].calls == 1
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Linear(32, 10)
+
+    def features(self, x):
+        return self.b(self.a(x).relu()).relu()
+
+    def forward(self, x):
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+def wrapped(forward):
+    @functools.wraps(forward)
+    def doubled(*args):
+        return 2 * forward(*args)
+
+    return doubled
+
+
+def put_into_the_object(model, way):
+    if way == "a method of another name":
+        model.forward = types.MethodType(lambda self, x: self.fc(self.features(x).amax((2, 3))), model)
+    elif way == "around its own":
+        model.forward = wrapped(wrapped(model.forward))
+    elif way == "by its defaults":
+        model.forward = lambda x, of=model.forward: 3 * of(x)
+    elif way == "in part":
+        model.forward = functools.partial(type(model).forward, model)
+    else:
+        model.b.act = lambda x, conv=model.b: x * conv.bias.mean()  # of a layer, for a forward of the network to call
+        model.forward = lambda x: model.fc(model.b.act(model.features(x)).mean((2, 3)))
+    return model
+
+
+@pytest.mark.parametrize(
+    "way", ["a method of another name", "around its own", "by its defaults", "in part", "of functions that hold layers"]
+)
+def test_a_forward_that_was_put_into_the_object_is_what_is_slimmed(way):
+    torch.manual_seed(0)
+    model = put_into_the_object(Small(), way)
+    forward, expected = model.forward, model(X)
+    net = check(model)
+    assert model.forward is forward and torch.equal(model(X), expected) and set(names(net)) >= {"a"}
+    net.set(net.full())
+    torch.testing.assert_close(net(X), expected)
+    slim = autoslim.materialize(net, net.narrowest())
+    assert slim.a.weight.shape[0] < 16
+    slim(X).sum().backward()
+    assert slim.a.weight.grad is not None and model.a.weight.grad is None
+    before = slim(X)
+    with torch.no_grad():
+        model.a.weight.zero_()
+    assert torch.equal(slim(X), before)  # nothing of it runs on the other's weights
+    with torch.no_grad():
+        slim.a.weight.zero_()
+    assert not torch.equal(slim(X), before)
+
+
+KINDS = {}
+
+
+class Registered(nn.Module):
+    def __init_subclass__(cls, *, tag, **kwargs):
+        super().__init_subclass__(**kwargs)
+        assert tag not in KINDS
+        KINDS[tag] = cls
+
+
+class OfAKind(Registered, tag="of a kind"):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(16, 16, 3), nn.Parameter(torch.ones(16, 1, 1))
+
+    def forward(self, x):
+        return self.conv(x) * self.scale
+
+
+def test_classes_that_are_listed_when_they_are_made_are_listed_once():
+    check(nn.Sequential(nn.Conv2d(3, 16, 3), OfAKind(), nn.Flatten(2), Mean(), nn.Linear(16, 10)))
+    assert {"of a kind": OfAKind} == KINDS and type(KINDS["of a kind"]()) is OfAKind
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(2)
+
+
+def test_a_scripted_activation_stays_as_it_is():
+    act = torch.jit.script(nn.Hardswish())
+    net = check(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), act, nn.Flatten(2), Mean(), nn.Linear(8, 10)))
+    assert names(net) == ["0"]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_of_activations_are_followed(reentrant):
+    class Saving(Small):
+        def forward(self, x):
+            x = checkpoint(self.a, x, use_reentrant=reentrant)
+            return self.fc(checkpoint(lambda y: self.b(y.relu()).relu(), x, use_reentrant=reentrant).mean((2, 3)))
+
+    assert names(check(Saving())) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kept", [dict, list])
+def test_activations_that_a_network_keeps_are_no_part_of_it(kept):
+    class Keeping(Small):
+        def __init__(self):
+            super().__init__()
+            self.kept = kept()
+
+        def forward(self, x):
+            x = self.features(x)
+            if kept is dict:
+                self.kept["features"] = x
+            else:
+                self.kept.append(x)
+            return self.fc(x.mean((2, 3)))
+
+    model = Keeping()
+    net = autoslim.Supernet(model, X)
+    assert not model.kept and not net.model.kept  # of what was run to find out about it
+    autoslim.train_supernet(net, [(X, torch.tensor([0, 1]))], epochs=1)
+    assert names(net) == ["a", "b"] and autoslim.materialize(net, net.narrowest())(X).shape == (2, 10)
+
+
+def test_a_number_for_every_image_is_an_input(tmp_path):
+    class Timed(Small):
+        def forward(self, x, t):
+            return self.fc((self.features(x) * t[:, None, None, None]).mean((2, 3)))
+
+    model, inputs = Timed(), (X, torch.rand(2))
+    net = autoslim.Supernet(model, inputs)
+    config = net.narrowest()
+    config.save(tmp_path / "config.json")
+    again = autoslim.ChannelConfig.load(tmp_path / "config.json")
+    assert again == config and again.input_shape == [[3, 16, 16], []]
+    assert autoslim.materialize(model, again)(*inputs).shape == (2, 10)
+    assert Budgets(net, ["memory"]).costs(config)["memory"] > 0
+
+
+def test_one_input_may_be_a_row_of_tensors(tmp_path):
+    class OfARow(Small):
+        def forward(self, row):
+            return super().forward(row[0] + row[1])
+
+    model = OfARow()
+    net = autoslim.Supernet(model, ((X, X),))
+    net.narrowest().save(tmp_path / "config.json")
+    again = autoslim.ChannelConfig.load(tmp_path / "config.json")
+    assert autoslim.materialize(model, again)((X, X)).shape == (2, 10)
+    assert Budgets(net, ["memory"]).costs(again)["memory"] > 0

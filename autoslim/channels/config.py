@@ -173,10 +173,11 @@ def _format_faults(document) -> list[str]:
 
 
 def _is_shape(shape) -> bool:
-    """Say whether this is [C, H, W], or a list or object of such shapes (several inputs; null where one is None)."""
+    """Say whether this is [C, H, W], or a list or object of such shapes (several inputs; null where one is None, [] of one number
+    an image)."""
     if isinstance(shape, list) and shape and all(type(size) is int for size in shape):
         return min(shape) >= 1
     parts = list(shape.values()) if isinstance(shape, dict) else shape
     if not isinstance(parts, list) or not any(parts):
         return False
-    return all(part is None or (isinstance(part, (list, dict)) and _is_shape(part)) for part in parts)
+    return all(part is None or part == [] or (isinstance(part, (list, dict)) and _is_shape(part)) for part in parts)

@@ -78,7 +78,7 @@ class Facts:
         self.members: dict[str, list[Axis]] = {}
         self.sizes: dict[tuple[str, str, int | None], Axis] = {}
         self.branches: dict[str, None] = {}  # lines of forward whose branches are others at some widths
-        self.calls: dict[fx.Node, tuple[str, list[int], list[Axis]]] = {}
+        self.calls: dict[fx.Node, tuple[str, list[tuple[int, Axis]]]] = {}
         self.own_tensors: dict[str, list] = {}
         self.repeats: dict[Source, int] = {}
         self.traced = traced

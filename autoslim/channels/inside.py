@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from autoslim.channels.choices import Choices
+from autoslim.channels.copies import share_copy
 from autoslim.channels.costs import layer_macs
 from autoslim.channels.flow import OUTPUT
 from autoslim.channels.isolation import same_randomness
 from autoslim.channels.map import ChannelGroup, ChannelMap, Run, Step
-from autoslim.channels.trace import are_written, as_inputs, copied, share_copy
+from autoslim.channels.trace import are_written, as_inputs, copied
 from autoslim.channels.where import location, told
 from autoslim.errors import ConfigError, ModelError
 

@@ -4,11 +4,12 @@ import contextlib
 import functools
 import random
 import sys
+from collections import OrderedDict, defaultdict
 
 import torch
 from torch import nn
 
-from autoslim.errors import ModelError
+_COMPILED = ("__resume_at", "__compiled")  # what torch.compile keeps beside the functions of a file
 
 
 @contextlib.contextmanager
@@ -43,7 +44,8 @@ def same_globals(model: nn.Module):
     finally:
         for space, old in before:
             for key in [key for key in space if key not in old]:
-                del space[key]
+                if not key.startswith(_COMPILED):
+                    del space[key]
             for key, value in old.items():
                 if space.get(key, before) is not value:
                     space[key] = value
@@ -57,35 +59,23 @@ def same_globals(model: nn.Module):
 
 @contextlib.contextmanager
 def same_state(model: nn.Module):
-    """Leave the modules of a network, its parameters and its buffers as they were."""
-    modules = [(vars(module), dict(vars(module))) for module in model.modules()]
+    """Leave the modules of a network, what they keep, their parameters and their buffers as they were."""
+    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    modules = [(vars(module), dict(vars(module))) for module in plain]
     data = [tensor for tensor in (*model.parameters(), *model.buffers()) if not (tensor.is_meta or tensor.is_inference())]
     tensors = [(tensor, tensor.detach().clone()) for tensor in data]
-    registered = [(kept, dict(kept)) for now, _ in modules for kept in (now["_parameters"], now["_buffers"])]
+    kinds = (dict, OrderedDict, defaultdict)  # of parameters, buffers, modules and hooks, and of a module's own
+    registered = [(kept, dict(kept)) for now, _ in modules for kept in now.values() if type(kept) in kinds]
+    lists = [(kept, list(kept)) for now, _ in modules for kept in now.values() if type(kept) is list]
     try:
         yield
     finally:
         for now, before in [*modules, *registered]:
             now.clear()
             now.update(before)
+        for now, before in lists:
+            now[:] = before
         with torch.no_grad():
             for tensor, before in tensors:
                 if not torch.equal(tensor, before):  # what goes by `.data` is not counted as written
                     tensor.copy_(before)
-
-
-def check_hooks(model: nn.Module) -> None:
-    """Raise ModelError for a hook that holds a module by its closure, which no copy of the network would change."""
-    modules = set(model.modules())
-    for name, module in model.named_modules():
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            function = getattr(hook, "func", hook)  # of a partial
-            held = list(getattr(function, "__defaults__", None) or ())
-            for cell in getattr(function, "__closure__", None) or ():
-                with contextlib.suppress(ValueError):  # it is empty
-                    held.append(cell.cell_contents)
-            if any(isinstance(value, nn.Module) and value in modules for value in held):
-                raise ModelError(
-                    f"a hook of {name or type(model).__name__} holds the network that it was made for, and would not see a copy of "
-                    "it; make it a method of the network"
-                )

@@ -9,8 +9,8 @@ import types
 
 import torch
 from torch import fx, nn
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointFunction
 
 _FACTORIES = [
     "zeros",
@@ -100,6 +100,13 @@ def is_size(value) -> bool:
     return type(value) in (tuple, list, torch.Size) and bool(value) and all(type(v) is int for v in value) and max(value) >= 2
 
 
+class Unregistered:
+    """Base of classes that are made of a user's: these are not told of them, as they may keep a list."""
+
+    def __init_subclass__(cls, **kwargs):
+        pass
+
+
 class Watch:
     """Tells a tracer when a forward reads a number from a module."""
 
@@ -118,13 +125,21 @@ def _watched(kind: type[nn.Module]) -> type[nn.Module]:
         value = kind.__getattribute__(self, name)
         if is_size(value) and name not in _NO_SIZES:
             own = kind.__getattribute__(self, "__dict__")
-            tracer = own["_autoslim_watch"].tracer if name in own else None
+            watch = own.get("_autoslim_watch") if name in own else None
+            tracer = watch and watch.tracer
             if tracer is not None:
                 return tracer.size_of(self, name, value)
         return value
 
     names = {"__getattribute__": __getattribute__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (kind,), names)
+    return type(kind.__name__, (Unregistered, kind), names)
+
+
+def called_as_it_is(root: nn.Module) -> None:
+    """Let a network be traced by the forward that was put into the object, in place of its class's: fx asks the class."""
+    if "forward" in vars(root):
+        forward = {"forward": lambda self, *args, **kwargs: vars(self)["forward"](*args, **kwargs)}
+        root.__class__ = type(type(root).__name__, (type(root),), forward)
 
 
 @contextlib.contextmanager
@@ -151,7 +166,7 @@ def tracing(tracer: fx.Tracer):
         return functools.wraps(function)(lambda *args, **kwargs: as_operation(function, args, kwargs))
 
     def apply(kind, *args, **kwargs):
-        if kind is CheckpointFunction:
+        if kind is checkpoint.CheckpointFunction:
             return args[0](*args[2:])  # it is called to save memory only
         known = list(tracer.graph.nodes)
         try:
@@ -174,6 +189,8 @@ def tracing(tracer: fx.Tracer):
         return args[0] if args and type(args[0]) in _TRACED else type.__call__(kind, *args, **kwargs)
 
     from_numpy = torch.from_numpy
+    names = [f"_checkpoint_without_reentrant_generator{end}" for end in ("", "_impl")]  # of one version or another
+    beside_checkpoint = {name: getattr(checkpoint, name) for name in names if hasattr(checkpoint, name)}
 
     def from_array(array):
         return from_numpy(array).to(torch.empty(0).device)  # the default device: meta, but within what cannot be traced
@@ -182,6 +199,8 @@ def tracing(tracer: fx.Tracer):
         for owner, name, function in before:
             setattr(owner, name, factory(function))
         torch.from_numpy = from_array
+        for name in beside_checkpoint:
+            setattr(checkpoint, name, _nothing_beside)
         variable.__call__ = wrap
         torch.autograd.Function.apply = classmethod(apply)
         torch.jit.ScriptFunction.__call__ = scripted
@@ -192,9 +211,16 @@ def tracing(tracer: fx.Tracer):
         torch.jit.ScriptFunction.__call__ = scripted_call
         del variable.__call__
         torch.from_numpy = from_numpy
+        for name, function in beside_checkpoint.items():
+            setattr(checkpoint, name, function)
         torch.autograd.Function.apply = function_apply
         for owner, name, function in before:
             setattr(owner, name, function)
+
+
+def _nothing_beside(*_, **__):
+    """Save no memory around a function: what `checkpoint` does before and after it."""
+    yield
 
 
 def _forward_of(kind):

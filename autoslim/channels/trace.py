@@ -10,8 +10,9 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.channels.isolation import check_hooks, same_globals, same_randomness
-from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, plain_functions, read_size, tracing
+from autoslim.channels.copies import meta_copy
+from autoslim.channels.isolation import same_globals, same_randomness
+from autoslim.channels.proxies import TracedAttribute, TracedValue, Watch, called_as_it_is, plain_functions, read_size, tracing
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.where import caller, location, told
 from autoslim.errors import ModelError
@@ -46,34 +47,14 @@ def to_device(example, device: torch.device):
     return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, torch.Tensor) else t, example)
 
 
+def two_of(value):
+    """Return two examples of an input where there is one, which a batch norm without statistics and a `squeeze()` do not take."""
+    return torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1 else value
+
+
 def copied(values):
     """Return tensors, or what holds them, that can be written to without a trace."""
     return tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, values)
-
-
-def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
-    """Copy the module objects of `model`; parameters and buffers are shared, or replaced as `memo` (id to tensor) says."""
-    check_hooks(model)
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    # What hooks compute into an attribute (weight_norm) cannot be copied with its history, and is computed anew.
-    computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn]
-    shared |= {id(t): t.detach().clone() for t in computed}
-    shared.update(memo or {})
-    try:
-        return copy.deepcopy(model, shared)
-    except Exception as error:
-        raise ModelError(f"{type(model).__name__} cannot be copied ({error}); make its attributes copyable") from error
-
-
-def meta_copy(model: nn.Module) -> nn.Module:
-    """Copy `model` onto the meta device: same structure and shapes, no data; `model` is left as it is."""
-    # Tensors that are plain attributes (a mean to subtract) too: they meet meta tensors in forward.
-    plain = [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
-    memo = {id(t): torch.empty_like(t, device="meta", requires_grad=False) for t in plain}
-    for tensor in (*model.parameters(), *model.buffers()):
-        like = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else like
-    return share_copy(model, memo)
 
 
 @torch.inference_mode(False)  # where tensors do not count how often they are written to
@@ -113,6 +94,7 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
         own = not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn.modules")
         if own and not job.is_leaf(module, name):
             job.watch.over(module)
+    called_as_it_is(skeleton)
     graphs = {}
     with torch.no_grad(), same_randomness(), torch.device("meta"):
         for mode in ("eval", "train"):
@@ -175,7 +157,7 @@ def _trace_mode(job: _Job) -> fx.Graph:
     while True:
         tracer = _Tracer(job)
         job.watch.tracer = tracer
-        state = {name: dict(vars(module)) for name, module in job.skeleton.named_modules()}
+        state = {name: _state_of(module) for name, module in job.skeleton.named_modules()}
         try:
             with same_globals(job.model), tracing(tracer):
                 return tracer.trace(job.skeleton)
@@ -204,11 +186,18 @@ def _trace_mode(job: _Job) -> fx.Graph:
             _restore(job.skeleton, state)
 
 
-def _restore(skeleton: nn.Module, state: dict[str, dict]) -> None:
+def _state_of(module: nn.Module) -> list[tuple[dict, dict]]:
+    own = vars(module)
+    registered = () if isinstance(module, torch.jit.ScriptModule) else (own["_parameters"], own["_buffers"])
+    return [(kept, dict(kept)) for kept in (own, *registered)]
+
+
+def _restore(skeleton: nn.Module, state: dict[str, list[tuple[dict, dict]]]) -> None:
     """Undo what a forward wrote into attributes of its modules."""
-    for name, module in skeleton.named_modules():
-        vars(module).clear()
-        vars(module).update(state[name])
+    for name, _ in skeleton.named_modules():
+        for now, before in state[name]:
+            now.clear()
+            now.update(before)
 
 
 class _Tracer(fx.Tracer):

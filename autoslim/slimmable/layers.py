@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from autoslim.channels.map import Run
+from autoslim.channels.proxies import Unregistered
 
 
 class Width:
@@ -143,7 +144,7 @@ class Slimming:
         return type(full)(entry.active() if isinstance(entry, ActiveAxis) else entry for entry in size)
 
 
-class Slimmable:
+class Slimmable(Unregistered):
     """A module whose tensors, when they are read, are the active slices; its own forward is what runs."""
 
     plain: type[nn.Module]

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.trace import share_copy
+from autoslim.channels.copies import share_copy
 from autoslim.errors import ConfigError
 from autoslim.slimmable.layers import Slimmable
 from autoslim.slimmable.supernet import Supernet
@@ -60,7 +60,7 @@ def _zeros(shape):
         return None
     if isinstance(shape, dict):
         return {name: _zeros(part) for name, part in shape.items()}
-    if isinstance(shape[0], int):
+    if all(isinstance(size, int) for size in shape):
         return torch.zeros(1, *shape)
     return tuple(_zeros(part) for part in shape)
 

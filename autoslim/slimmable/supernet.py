@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.choices import Choices
 from autoslim.channels.config import ChannelConfig
+from autoslim.channels.copies import share_copy
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import find_groups
 from autoslim.channels.isolation import same_globals, same_randomness, same_state
 from autoslim.channels.map import ChannelGroup, Run
-from autoslim.channels.trace import as_inputs, copied, share_copy, to_device
+from autoslim.channels.trace import as_inputs, copied, to_device, two_of
 from autoslim.channels.where import location, told
 from autoslim.errors import ConfigError, ModelError
 from autoslim.slimmable.layers import ActiveAxis, Width, adopt, averages
@@ -30,12 +31,6 @@ def _shape_of_one(value) -> list[int] | None:
 def _real(value):
     """Return an input that can be run: zeros in place of one without data."""
     return torch.zeros_like(value, device="cpu") if isinstance(value, torch.Tensor) and value.is_meta else value
-
-
-def _two_of(value):
-    """Return two examples of an input where there is one, which a batch norm without statistics refuses."""
-    value = _real(value)
-    return torch.cat([value, value]) if isinstance(value, torch.Tensor) and len(value) == 1 else value
 
 
 class Supernet(nn.Module):
@@ -73,6 +68,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.grid = Grid(divisor, steps, min_ratio, anchor)
         self.grouping = Choices.of(choices).to_json() | ({"rules": "given in Python"} if rules else {})
+        self.rules = dict(rules or {})
         self.channels = find_groups(model, example, rules=rules, **choices)
         if not self.channels.groups:
             why = "; ".join(f"{g.name}: {g.frozen[0]}" for g in self.channels.frozen[:3]) or "it has no conv or linear layer"
@@ -115,7 +111,7 @@ class Supernet(nn.Module):
     def _check_run(self, example) -> None:
         """Run at narrower widths what was not traced, or not seen to depend on them: it may not bear them."""
         device, where = next(self.parameters()).device, "its narrowest widths"
-        inputs = as_inputs(to_device(tree_map(_two_of if self.channels.whole else _real, example), device))
+        inputs = as_inputs(to_device(tree_map(lambda t: two_of(_real(t)) if self.channels.whole else _real(t), example), device))
         try:
             with eval_mode(self), torch.no_grad(), same_randomness(), same_globals(self.model), same_state(self.model):
                 with self.using(self.narrowest()):
@@ -199,7 +195,9 @@ class Supernet(nn.Module):
     def make_config(self, widths) -> ChannelConfig:
         """Return a configuration from one width a group, in the order of `groups`."""
         channels = {w.name: (int(value), w.full) for w, value in zip(self.widths, widths, strict=True)}
-        shape = self.input_shape[0] if len(self.input_shape) == 1 else self.input_shape
+        # Of one input alone, unless that is itself a row of tensors.
+        alone = len(self.input_shape) == 1 and not any(isinstance(part, (list, tuple)) for part in self.input_shape[0] or ())
+        shape = self.input_shape[0] if alone else self.input_shape
         return ChannelConfig(channels, self.grid.divisor, input_shape=shape, grouping=self.grouping)
 
     def full(self) -> ChannelConfig:

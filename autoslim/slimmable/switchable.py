@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.trace import share_copy
+from autoslim.channels.copies import share_copy
 from autoslim.errors import ConfigError
 from autoslim.slimmable.materialize import materialize, plain_copy
 from autoslim.slimmable.supernet import Supernet
