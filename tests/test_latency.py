@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class Fake:
         self.scale, self.constant, self.limit, self.each = scale, constant, limit, each
         self.parts, self.networks = [], []
 
-    def __call__(self, network, inputs, setup, *, whole):
+    def __call__(self, network, inputs, setup, *, whole=True):
         calls = self.networks if whole else self.parts
         if self.limit is not None and len(self.parts) + len(self.networks) >= self.limit:
             raise KeyboardInterrupt
@@ -598,6 +599,37 @@ def test_the_verb_says_that_width_does_not_help(tmp_path, capsys, faked):
     assert run(*args) == 0
     _, err = capsys.readouterr()
     assert "width hardly helps on" in err
+
+
+def test_a_search_measures_its_own_table_once(tmp_path, capsys, faked, monkeypatch):
+    folder = tmp_path / "run"
+    assert run("train", "digits_cnn", "--data", "digits", "--epochs", 1, "--out", folder, "--device", "cpu") == 0
+    fake = Fake(scale=2.0, constant=1.0)
+    faked(fake)
+    monkeypatch.setattr(latency, "measure", fake)  # what measures a found network
+    command = ("search", folder, "--latency-target", "60%", "--batch", 2, "--out", tmp_path / "out")
+    (searched, _) = printed(capsys, *command)
+    (path,) = folder.glob("latency-*.json")
+    assert searched["provenance"]["latency"]["holds"] and fake.parts and json.loads(path.read_text())["points"]
+    before = {each: each.read_bytes() for each in (path, *(tmp_path / "out").iterdir())}
+    faked(Fake(limit=0))
+    monkeypatch.setattr(latency, "measure", Fake(limit=0))
+    assert run(*command) == 0
+    assert {each: each.read_bytes() for each in before} == before
+
+
+@pytest.mark.parametrize(("backend", "threads", "clock"), [
+    ("torch", 1, time.thread_time), ("torch", 2, time.perf_counter), ("onnxruntime", 1, time.thread_time)
+])  # fmt: skip
+@pytest.mark.skipif(sys.platform == "win32", reason="there the clock of a thread ticks every 16 ms")
+def test_on_one_thread_latency_is_the_time_of_that_thread(monkeypatch, backend, threads, clock):
+    if backend == "onnxruntime":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    clocks, real = [], latency.time_calls
+    monkeypatch.setattr(latency, "time_calls", lambda *args, **how: clocks.append(how["clock"]) or real(*args, **how))
+    measure(Residual(), (EXAMPLE,), LatencySetup(threads=threads, backend=backend))
+    assert clocks == [clock]
 
 
 def test_a_search_meets_a_latency_and_measures_what_it_found(tmp_path, capsys, faked, monkeypatch):

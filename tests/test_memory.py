@@ -175,3 +175,24 @@ def test_an_input_that_the_network_does_not_take_is_refused():
     net = autoslim.Supernet(tricky.Plain(), torch.zeros(1, 3, 8, 8), divisor=4)
     with pytest.raises(autoslim.AutoSlimError, match="does not run on the example"):
         PeakMemory(net, torch.zeros(1, 3, 2, 2))
+
+
+def test_a_group_with_one_choice_may_be_narrower_in_a_configuration():
+    net = autoslim.Supernet(randomized(tricky.SqueezeExcite()), tricky.SqueezeExcite.inputs(2), divisor=16)
+    alone = [name for name, choices in net.choices.items() if len(choices) == 1]
+    memory = PeakMemory(net, tricky.SqueezeExcite.inputs(2))
+    assert alone and not memory.runs
+    for part in (2, 4, 8):
+        widths = {name: max(1, full // part) if name in alone else full for name, full in net.full().widths.items()}
+        plain = autoslim.materialize(net, net.make_config(widths.values()))
+        assert memory.bytes(widths) == peak_memory_bytes(plain, tricky.SqueezeExcite.inputs(2))
+
+
+def test_what_autocast_keeps_is_alive():
+    class Cast(nn.Sequential):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    network, x = Cast(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 8, 3)), torch.randn(2, 3, 12, 12)
+    assert peak_memory_bytes(network, x) == allocated(network, x)

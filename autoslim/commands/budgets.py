@@ -15,7 +15,6 @@ from autoslim.cost.latency import Latency, LatencySetup, Remeasured, remeasure, 
 from autoslim.cost.latency_records import read_setup
 from autoslim.cost.latency_table import LatencyTable, open_latency_table
 from autoslim.errors import RunError, TargetError
-from autoslim.factories import load_rules
 from autoslim.files import probe_writable
 from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
@@ -130,8 +129,7 @@ def open_budgets(net: Supernet, space: Space, run: Path, terms: Terms, *, first:
         wait()  # nothing else runs while networks are timed
         for turn in (first, not first):
             if turn:
-                rules = load_rules(space.groups["rules"])
-                table = open_latency_table(net, example, path, setup=terms.setup, rules=rules, progress=first, before=before)
+                table = open_latency_table(net, example, path, setup=terms.setup, progress=first, before=before)
             wait()
     return RunBudgets(net, terms, example, table)
 

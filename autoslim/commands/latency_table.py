@@ -73,14 +73,13 @@ def space_table(space, path: Path, setup, *, points: int | None = None):
     """Open the latency table of a search space (`open_latency_table`), with progress on stderr."""
     from autoslim.commands.budgets import drawn_input, say_where_width_hardly_helps
     from autoslim.cost.latency_table import open_latency_table
-    from autoslim.factories import load_rules
     from autoslim.files import probe_writable
     from autoslim.slimmable.family import build_supernet
 
     probe_writable(path.parent)
     return open_latency_table(
         build_supernet(space), drawn_input(space.input_shape), path, setup=setup, points=points,
-        rules=load_rules(space.groups["rules"]), progress=True, before=say_where_width_hardly_helps,
+        progress=True, before=say_where_width_hardly_helps,
     )  # fmt: skip
 
 

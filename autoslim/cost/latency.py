@@ -262,15 +262,14 @@ def remeasure(network: nn.Module, example, *, target_ms: float, setup: LatencySe
     return Remeasured(latency, target_ms, latency.median_ms <= target_ms)
 
 
-def width_message(full: Latency, narrowest: Latency, *, limit: float = 0.8) -> str | None:
-    """Return one line where narrower networks are hardly faster on a device, None where they are.
+def width_message(full: Latency, narrowest: Latency) -> str | None:
+    """Return one line where narrower networks are hardly faster on a device: the narrowest takes over 80 % of the full one's time.
 
     Args:
         full, narrowest: the widest and the narrowest network, measured end to end.
-        limit: part of the full network's time above which the narrowest counts as no faster.
     """
     part = narrowest.median_ms / full.median_ms
-    if part <= limit:
+    if part <= 0.8:
         return None
     return (
         f"width hardly helps on {full.device}: the narrowest network takes {part:.0%} of the full one's time "

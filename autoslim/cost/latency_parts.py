@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from autoslim.channels import costs
 from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import Untraceable, as_inputs, run_node, trace
@@ -21,8 +22,8 @@ from autoslim.slimmable.supernet import Supernet
 
 # Functions that, like a conv or linear layer, begin a part of their own.
 _HEAVY = {
-    "conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "bmm", "baddbmm", "einsum",
-    "scaled_dot_product_attention", "interpolate",
+    "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "interpolate",
+    *(function.__name__ for function in costs.FUNCTIONS),
 }  # fmt: skip
 
 
@@ -64,17 +65,16 @@ class Parts:
     Args:
         net: the supernet, on any device; it is left as it is.
         inputs: inputs of the batch that is measured, on the supernet's device.
-        rules: the rules that its groups were found with, if any were given.
         points: widths of a group at which a part is measured, at most; evenly spaced choices where there are more.
 
     Raises:
         ModelError: the network cannot be traced, or a size in it does not follow the widths linearly.
     """
 
-    def __init__(self, net: Supernet, inputs: tuple, *, rules: Mapping | None = None, points: int = 16):
+    def __init__(self, net: Supernet, inputs: tuple, *, points: int = 16):
         self.net = net
         try:
-            graph = trace(net.source, inputs, {**RULES, **(rules or {})}).graphs["eval"]
+            graph = trace(net.source, inputs, {**RULES, **net.rules}).graphs["eval"]
         except Untraceable as error:
             raise ModelError(
                 f"{error}; a latency table needs a network that can be traced: take a target in multiply-adds"
@@ -110,7 +110,7 @@ class Parts:
                 )
             self._base[node], self._factors[node] = base, factors.round(9)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what modules keep at their first forward is trained on later
     def _run(self, widths: np.ndarray, inputs: tuple) -> tuple[dict, dict]:
         """Run the graph; returns every node's value, with meta tensors for tensors, and its sizes."""
         last = {source: node for node in self._nodes for source in node.all_input_nodes}

@@ -93,7 +93,7 @@ class LatencyTable:
             total += low + part * (_between(grid[i + 1], *places[second]) - low) if part else low
         return total
 
-    def check(self, count: int = 20, *, seed: int = 1, progress: bool = False) -> dict | None:
+    def check(self, count: int = 20, *, progress: bool = False) -> dict | None:
         """Compare predictions with end-to-end measurements of random configurations of all sizes.
 
         None of them is among those that the table was fitted to. What is measured is kept in the file.
@@ -103,7 +103,7 @@ class LatencyTable:
             raw_worst_error of `sum_of_parts`; rows with predicted_ms, sum_ms, measured_ms, low_ms, high_ms and widths. None
             where the network has no other configurations.
         """
-        configs = _draw(self.net, count, seed, self._whole.calibration)
+        configs = _draw(self.net, count, 1, self._whole.calibration)
         if not configs:
             return None
         self._whole.measure(configs, "checking", progress)
@@ -157,7 +157,6 @@ def open_latency_table(
     path: str | Path | None = None,
     *,
     setup: LatencySetup | None = None,
-    rules: Mapping | None = None,
     points: int | None = None,
     rounds: int = 3,
     calibration: int = 16,
@@ -172,7 +171,6 @@ def open_latency_table(
         example: one input `[N, C, H, W]` or a tuple of inputs; the first example is repeated to the batch of the setup.
         path: the file, which is rewritten every few seconds; None keeps the table in memory.
         setup: device, batch, threads and backend.
-        rules: the rules that the groups of the supernet were found with, if any were given.
         points: widths of a group that are measured, at most; by default as many as in the file, 16 in a new one.
         rounds: how often everything is measured, in turn, so that a noisy moment spoils no layer and no network.
         calibration: whole networks that the sum of the parts is fitted to, the widest and the narrowest included.
@@ -189,7 +187,7 @@ def open_latency_table(
     points = stored_points(path) or 16 if points is None else points
     if points < 2:
         raise ConfigError(f"points is {points}; between 2 or more widths of a layer a table interpolates")
-    parts = Parts(net, setup.inputs(example), rules=rules, points=points)
+    parts = Parts(net, setup.inputs(example), points=points)
     with Records(path, net, setup, parts, points, told=progress) as records:
         whole = _Whole(net, setup.inputs(example), records, rounds, measure)
         whole.measure([net.full(), net.narrowest()], "measuring the widest and the narrowest network", progress)

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.channels.trace import as_inputs
+from autoslim.channels.trace import as_inputs, two_of
 from autoslim.slimmable.modes import eval_mode
 
 _POOLINGS = {
@@ -40,7 +40,7 @@ def pooling_macs(network: nn.Module, example) -> int:
     Args:
         example: one input `[N, C, H, W]` or a tuple of inputs, on the network's device.
     """
-    inputs = as_inputs(example)
+    inputs = as_inputs(tree_map(two_of, example))
     counter = _PoolingInputs()
     with eval_mode(network), counter:
         network(*inputs)

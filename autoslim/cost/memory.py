@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.config import ChannelConfig
+from autoslim.channels.copies import share_copy
 from autoslim.channels.isolation import same_globals, same_randomness
-from autoslim.channels.trace import Untraceable, as_inputs, share_copy
+from autoslim.channels.trace import Untraceable, as_inputs
 from autoslim.channels.where import location, told
 from autoslim.slimmable.materialize import materialize
 from autoslim.slimmable.supernet import Supernet
@@ -124,7 +125,9 @@ def _parts(net: Supernet) -> np.ndarray:
         for run in runs:
             row[0 if run.group is None else 1 + run.group] += run.size if run.group is None else run.share[0] / run.share[1]
         rows.append(row / sum(run.size for run in runs))
-    return np.unique(np.array(rows).round(12), axis=0)
+    rows = np.unique(np.array(rows).round(12), axis=0)
+    always = (rows == np.eye(1 + count)[0]).all(1)
+    return np.concatenate([rows[always], rows[~always]])
 
 
 def _at(parts: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -141,7 +144,9 @@ def _telling_widths(net: Supernet, parts: np.ndarray) -> np.ndarray:
         drawn = []
         for group in net.groups:
             choices, multiple = net.choices[group.name], net.grid.multiple(group.unit)
-            least = choices[0] if len(choices) > 1 else multiple
+            least = choices[0]
+            if len(choices) == 1:  # a configuration may narrow it all the same
+                least = multiple = group.unit
             drawn.append(min(group.full, multiple * rng.randint(-(-least // multiple), -(-group.full // multiple))))
         told = [len(np.unique(_at(parts, np.array(r, dtype=float)).round(9), axis=0)) for r in (rows, [*rows, drawn])]
         spare -= told[0] == len(parts)
@@ -274,5 +279,6 @@ def _empty_copy(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
     plain = [t for module in network.modules() for t in vars(module).values() if isinstance(t, torch.Tensor)]
     memo = {id(tensor): _empty(mode, tensor) for tensor in (*plain, *network.buffers())}
     for parameter in network.parameters():
-        memo[id(parameter)] = nn.Parameter(_empty(mode, parameter), requires_grad=False)
+        # Autocast keeps its copies of those that are trained.
+        memo[id(parameter)] = nn.Parameter(_empty(mode, parameter), requires_grad=parameter.requires_grad)
     return share_copy(network, memo)

@@ -87,3 +87,15 @@ class CostTable:
             params += count
             size += count * itemsize
         return Cost(macs, params, size)
+
+
+def checked_cost(net: Supernet, config: ChannelConfig, where: str) -> Cost:
+    """Return the cost of a configuration, which is checked against the network and, if it states a cost, against that.
+
+    Raises:
+        ConfigError: names `where` and all that does not fit.
+    """
+    config.check(net.groups, where)
+    cost = CostTable(net).cost(config)
+    config.check(net.groups, where, cost.to_json())
+    return cost
