@@ -29,7 +29,6 @@ from autoslim.commands import runs
 from autoslim.commands.search import load_supernet
 from autoslim.cost.budgets import Budgets
 from autoslim.errors import RunError
-from autoslim.factories import load_rules
 from autoslim.files import digest, held, read_json, write_json
 from autoslim.search.engine import RACE, PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
@@ -75,7 +74,7 @@ def compare(args, ranks):
     place = runs.choose_device(ranks.device(args.device))
     ranks.connect(place)
     args.device = str(place)
-    net, images, calibration, fresh, score, rules = trained(args) if args.run else drawn(args)
+    net, images, calibration, fresh, score = trained(args) if args.run else drawn(args)
     options = {"score": score, "pick": args.pick, "steps": args.steps, "targets": args.target and args.target.split(",")}
     seen = sum(len(x) for x, _ in itertools.chain(images, calibration))
     say = print if ranks.rank == 0 else lambda *_, **__: None
@@ -84,7 +83,7 @@ def compare(args, ranks):
 
     rows, paths, along = {}, {}, None
     for name in args.efforts.split(","):
-        evaluator = PartialEvaluator(net, images, calibration, rules=rules, memory_budget=budget, precision=args.precision)
+        evaluator = PartialEvaluator(net, images, calibration, memory_budget=budget, precision=args.precision)
         trace = Descent(args.out, name, ranks, evaluator, options["steps"])
         points = descend(net, trace, name, options)
         seconds, macs = trace.spent()
@@ -210,7 +209,7 @@ def executed(net, path: list, pick: str, images: int) -> tuple[int, int]:
 
 
 def drawn(args):
-    """A network with random weights, on random images; returns it, both, no fresh images, the score and the rules."""
+    """A network with random weights, on random images; returns it, both, no fresh images, and the score."""
     space = load_space(args.space).with_classes(10)
     space = replace(space, input_shape=(space.input_shape[0], args.pixels, args.pixels))
     net = family.build_supernet(space, args.device)
@@ -220,11 +219,11 @@ def drawn(args):
     x = torch.randn(count, *space.input_shape, generator=generator)
     batches = list(zip(x.split(256), torch.randint(0, 10, (count,), generator=generator).split(256)))
     calibration = leading(batches, max(1, count // 4))
-    return net, batches, calibration, None, args.score or "loss", load_rules(space.groups["rules"])
+    return net, batches, calibration, None, args.score or "loss"
 
 
 def trained(args):
-    """A trained run, on its own images; returns it, those to score and to calibrate with, fresh ones, the score, the rules."""
+    """A trained run, on its own images; returns it, those to score and to calibrate with, fresh ones, and the score."""
     net, space, settings = load_supernet(args.run, args.device)
     images = runs.held_out_images(args.run, settings, space.input_shape, torch.device(args.device))
     scored, calibration = runs.judged_on(images, space.search)
@@ -232,7 +231,7 @@ def trained(args):
     if args.images:
         images = replace(images, search=images.search.subset(range(min(args.images, len(images.search)))))
         scored, calibration = runs.judged_on(images, {**space.search, "calibration_images": max(1, args.images // 4)})
-    return net, scored, calibration, fresh, args.score or space.search["score"], load_rules(space.groups["rules"])
+    return net, scored, calibration, fresh, args.score or space.search["score"]
 
 
 def leading(batches, count: int) -> list:

@@ -21,8 +21,8 @@ from autoslim.search.engine import PartialEvaluator
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.influence import Influence
 from autoslim.search.judge import step_evaluator
-from autoslim.search.partial import PartialNet
-from autoslim.search.scored import Scored
+from autoslim.search.partial import NotPartial, PartialNet
+from autoslim.search.scored import Scored, costs_of
 
 
 def supernet(kind):
@@ -281,7 +281,7 @@ def test_statistics_are_measured_wherever_they_are_kept(kind):
     net = autoslim.Supernet(randomized(kind()), torch.randn(2, 3, 8, 8), divisor=1, steps=4, rules=rules)
     data, calibration = batches((8, 5), 0), batches((6, 4), 1)
     parts, whole, base = (
-        step_evaluator(net, data, calibration, rules=rules),
+        step_evaluator(net, data, calibration),
         SupernetEvaluator(net, data, calibration),
         net.full(),
     )
@@ -820,3 +820,82 @@ def test_what_runs_leave_behind_is_handed_back(monkeypatch, budget, room):
     assert len(asked) >= 2  # of a batch that calibrates and one that scores
     list(autoslim.greedy_search(net, targets={"macs": "80%"}, evaluator=parts))
     assert set(asked) == {room} and len(asked) > 10
+
+
+class Silent(nn.Module):
+    """Puts out nothing but zeros behind its ReLU, until its batch norm has statistics."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        self.relu, self.fc, self.way = nn.ReLU(), nn.Linear(8, 5), way
+        if way == "hook":
+            self.relu.register_forward_hook(lambda module, args, out: out - out.mean(1, keepdim=True))
+        self.norm.bias.data.fill_(-1.0)
+        self.a.weight.data.mul_(0.01)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.a(x)))
+        if self.way == "view":
+            x[:, :, :, :4].mul_(4.0)
+        return self.fc(self.b(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["hook", "view"])
+def test_code_that_shows_once_batch_norms_have_statistics_is_not_missed(way):
+    torch.manual_seed(0)
+    net = autoslim.Supernet(Silent(way), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    given = batches((16, 16), 0), batches((16,), 1)
+    exact = list(autoslim.greedy_search(net, given[0], calibration=given[1], targets={"macs": "50%"}, effort="exact"))
+    whole = SupernetEvaluator(net, *given)
+    straight = list(autoslim.greedy_search(net, targets={"macs": "50%"}, evaluator=whole, effort="exact"))
+    assert [point.config.widths for point in exact] == [point.config.widths for point in straight]
+    if way == "view":
+        with pytest.raises(NotPartial, match="writes into a value that is read again"):
+            PartialNet(net, torch.randn(2, 3, 8, 8))
+    else:
+        influence = PartialNet(net, torch.randn(2, 3, 8, 8)).influence
+        (hooked,) = (i for i, node in enumerate(influence._nodes) if node.target == "relu")
+        assert all(hooked not in nodes for nodes in influence.leading.values())
+
+
+def test_held_out_images_may_come_two_at_a_time_in_a_network_that_counts_them():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.fc(torch.stack([each.mean((1, 2)) for each in self.b(self.a(x).relu())]))
+
+    net = autoslim.Supernet(randomized(Counts()), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    images = batches((2,) * 20, 0)
+    assert step_evaluator(net, images, batches((16,), 1)).score(net.full()).images == 40
+
+
+def test_as_many_mistakes_are_a_tie_wherever_they_are_made():
+    torch.manual_seed(0)
+    logits, target = torch.zeros(3, 2, 7, 7), torch.ones(3, 7, 7, dtype=torch.int64)
+    logits[:, 1] = 1.0
+    totals = set()
+    for places in ((5, 3, 6), (7, 7, 0), (14, 0, 0), (1, 6, 7)):
+        here = logits.clone()
+        for image, count in enumerate(places):
+            here[image, 0].view(-1)[:count] = 2.0
+        scored = Scored(None, 49.0)
+        scored.seen[0] = costs_of(here, target)
+        totals.add(scored.score(1).error)
+    assert totals == {14 / 3 / 49}
+
+
+def test_calibration_of_a_fast_search_leaves_no_small_batch_over():
+    net = autoslim.Supernet(randomized(tricky.Residual()), torch.randn(2, 3, 8, 8), divisor=4)
+    parts = PartialEvaluator(net, batches((64,), 0), batches((51,) * 6, 1))
+    parts._arrange("fast", "loss")
+    assert parts._used.sizes == [51] * 5
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Flatten(2), nn.Conv1d(8, 8, 1),
+                          nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    parts = PartialEvaluator(net, batches((64,), 0), batches((100, 100), 1))
+    parts._arrange("fast", "loss")
+    assert parts._used.sizes == [100, 100]  # a batch is normalised by its own statistics

@@ -188,7 +188,7 @@ def test_room_is_left_for_a_batch_at_work_that_cannot_be_cut():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 8, 3),
                           nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
     net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=4)
-    parts = PartialEvaluator(net, batches((200,), 0), batches((40,), 1))
+    parts = PartialEvaluator(net, batches((200,), 0), batches((40,), 1), memory_budget=4e9)
     assert parts._room == 4e9 - 2 * 200 * parts._partial.bytes
     assert PartialEvaluator(net, batches((200,), 0), batches((40,), 1), memory_budget=4e4)._room == 2e4
 
@@ -215,7 +215,7 @@ def test_a_memory_budget_is_a_number_of_bytes():
 
 def test_room_is_reckoned_for_the_images_that_candidates_saw_of_late(monkeypatch):
     net = trained_like(tricky.Residual)
-    parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1)), net.full()
+    parts, base = PartialEvaluator(net, batches((1280,), 0), batches((40, 24), 1), memory_budget=4e9), net.full()
     counted, seen, choose = [], [], parts._keeping.choose
     monkeypatch.setattr(parts._keeping, "choose", lambda *args: counted.append(args) or choose(*args))
     for _ in range(2):

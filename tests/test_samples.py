@@ -1,5 +1,6 @@
 """What a search keeps of its images: bytes, cut and put into another order without a change to any of them."""
 
+import numpy as np
 import pytest
 import torch
 from tricky import Residual
@@ -7,7 +8,7 @@ from tricky import Residual
 import autoslim
 from autoslim.data import ImageSet, Loader
 from autoslim.search.engine import PartialEvaluator
-from autoslim.search.samples import Samples
+from autoslim.search.samples import Samples, examples
 
 CPU = torch.device("cpu")
 
@@ -130,3 +131,31 @@ def test_batches_are_cut_into_parts_of_about_one_size(sizes, most, expected):
     assert cut.sizes == expected
     whole = torch.cat([x for x, _ in samples])
     assert torch.equal(torch.cat([x for x, _ in cut]), whole[: sum(expected)])
+
+
+def test_the_first_images_may_be_of_several_batches():
+    given = [(torch.full((2, 3), float(i)), torch.tensor([i, i])) for i in range(4)]
+    ((x, labels),) = Samples(given, CPU).leading(5)
+    assert x[:, 0].tolist() == [0, 0, 1, 1, 2] and labels.tolist() == [0, 0, 1, 1, 2]
+    assert [len(x) for x in Samples(given, CPU).of_every_size(3).values()] == [3]
+    other = [(torch.zeros(1, 4), torch.tensor([0]))]
+    assert [len(x) for x in Samples(given + other, CPU).of_every_size(3).values()] == [2, 1]
+    first, second = examples(3, Samples(other, CPU), Samples(given, CPU), Samples(given[:1], CPU))
+    assert (first.shape, second.shape) == ((1, 4), (3, 3))
+
+
+def test_a_loader_may_give_every_batch_in_the_same_memory():
+    def reused():
+        x, labels = torch.empty(4, 3), torch.empty(4, dtype=torch.int64)
+        for i in range(3):
+            x.fill_(i)
+            labels.fill_(i)
+            yield x, labels
+
+    samples = Samples(reused(), CPU)
+    assert [(x.unique().tolist(), labels.unique().tolist()) for x, labels in samples] == [([i], [i]) for i in range(3)]
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(autoslim.AutoSlimError, match=r"images are ndarray, not a tensor \[N, C, H, W\]"):
+        Samples([(np.zeros((2, 3, 8, 8)), torch.tensor([0, 1]))], CPU)

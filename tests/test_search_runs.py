@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,11 +48,10 @@ def command(supernet, out, *options, targets=("60%", "25%"), device="cpu"):
 SHORT = {"targets": ("80%", "65%")}  # for searches that are slow
 
 
-def start(arguments, *, processes=1, program=("-m", "autoslim"), stderr=subprocess.DEVNULL):
+def start(arguments, *, processes=1, program=("-m", "autoslim"), stderr=None):
     launch = [sys.executable]
     if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        launch += ["--master-port", str(20000 + os.getpid() % 20000)]
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     # One thread everywhere: sums of other lengths differ in their last digits.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([*launch, *program, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
@@ -66,6 +66,15 @@ def kill(process):
         os.kill(process, signal.SIGKILL)
 
 
+def ended(process, seconds=900):
+    """Wait for a process, which is killed with all that it started when it takes too long; returns its exit status."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill(process.pid)
+        raise
+
+
 def contents(folder):
     # What is hidden was being written when a process was killed.
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
@@ -77,7 +86,7 @@ def whole(supernet, tmp_path_factory):
     found = {}
     for effort in ("fast", "exact"):
         out = tmp_path_factory.mktemp("whole") / effort
-        assert start(command(supernet, out, "--effort", effort)).wait() == 0
+        assert ended(start(command(supernet, out, "--effort", effort))) == 0
         found[effort] = contents(out)
     return found
 
@@ -93,10 +102,10 @@ def test_a_search_that_is_killed_ends_as_one_that_is_not(supernet, whole, effort
             time.sleep(0.002)
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        ended(process)
         assert trace.exists()
     assert killed
-    assert start(command(supernet, tmp_path / "out", "--effort", effort)).wait() == 0
+    assert ended(start(command(supernet, tmp_path / "out", "--effort", effort))) == 0
     assert contents(tmp_path / "out") == whole[effort]
 
 
@@ -114,7 +123,7 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(supernet, whole, tmp_path):
     assert process.returncode == 1
     assert said.decode().splitlines()[-1].endswith("run the same command again to go on from there")
     assert b"Traceback" not in said and not (out / "spectrum.csv").exists()
-    assert start(command(supernet, out, "--effort", "exact")).wait() == 0
+    assert ended(start(command(supernet, out, "--effort", "exact"))) == 0
     assert contents(out) == whole["exact"]
 
 
@@ -127,7 +136,7 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(supernet, whole, tmp_path):
     ],
 )
 def test_a_search_of_any_kind_that_is_killed_at_any_time_ends_as_one_that_is_not(supernet, options, processes, tmp_path):
-    assert start(command(supernet, tmp_path / "whole", *options, **SHORT), processes=processes).wait() == 0
+    assert ended(start(command(supernet, tmp_path / "whole", *options, **SHORT), processes=processes)) == 0
     whole, out = contents(tmp_path / "whole"), tmp_path / "out"
 
     def written():
@@ -144,9 +153,9 @@ def test_a_search_of_any_kind_that_is_killed_at_any_time_ends_as_one_that_is_not
         killed += process.poll() is None
         if process.poll() is None:
             kill(process.pid)
-        process.wait()
+        ended(process)
     assert killed
-    assert start(command(supernet, out, *options, **SHORT), processes=processes).wait() == 0
+    assert ended(start(command(supernet, out, *options, **SHORT), processes=processes)) == 0
     assert contents(out) == whole
 
 
@@ -175,7 +184,7 @@ def test_an_exact_search_of_a_trained_network_is_brute_force_over_plain_networks
 
 @pytest.mark.parametrize("effort", ["fast", "exact"])
 def test_two_processes_write_what_one_writes(supernet, whole, effort, tmp_path):
-    assert start(command(supernet, tmp_path / "out", "--effort", effort), processes=2).wait() == 0
+    assert ended(start(command(supernet, tmp_path / "out", "--effort", effort), processes=2)) == 0
     assert contents(tmp_path / "out") == whole[effort]
 
 
@@ -189,7 +198,7 @@ def test_processes_that_each_sort_images_of_their_own_write_what_one_writes(supe
     )
     for processes in (1, 2, 3):
         options = command(supernet, tmp_path / str(processes), "--effort", "exact", **SHORT)
-        assert start(options, processes=processes, program=[str(program)]).wait() == 0
+        assert ended(start(options, processes=processes, program=[str(program)])) == 0
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
 
 
@@ -218,7 +227,7 @@ def test_two_processes_that_share_over_nccl_find_what_one_does(supernet, tmp_pat
     program.write_text(POSING)
     for processes, how in ((1, {}), (2, {"program": [str(program)]})):
         options = command(supernet, out[processes], "--effort", "exact", device="cuda")
-        assert start(options, processes=processes, **how).wait() == 0
+        assert ended(start(options, processes=processes, **how)) == 0
     assert [Path(f"{program}{rank}").read_text() for rank in range(2)] == ["nccl"] * 2
     one, two = (
         {path.name: json.loads(path.read_text()) for path in folder.glob("*.json") if path.name != "config.json"}
@@ -234,7 +243,7 @@ def test_two_processes_that_share_over_nccl_find_what_one_does(supernet, tmp_pat
 def test_two_processes_write_what_one_writes_in_other_ways_to_search(supernet, options, tmp_path):
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        assert start(command(supernet, out, *options, **SHORT), processes=processes).wait() == 0
+        assert ended(start(command(supernet, out, *options, **SHORT), processes=processes)) == 0
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
@@ -478,7 +487,7 @@ def test_processes_that_see_other_folders_are_refused(supernet, tmp_path):
     for rank in "01":
         (tmp_path / rank).mkdir()
     search = [f"{tmp_path}/", *command(supernet, "out", targets=["80%"])]
-    assert start(search, program=[str(program)]).wait() == 0
+    assert ended(start(search, program=[str(program)])) == 0
     before = contents(tmp_path / "0" / "out")
     process = start(search, processes=2, program=[str(program)], stderr=subprocess.PIPE)
     _, said = process.communicate()
@@ -516,3 +525,16 @@ def test_a_rank_without_others_is_the_first(monkeypatch, count):
         monkeypatch.setenv("WORLD_SIZE", count)
     ranks = Ranks()
     assert ranks.own(range(3)) == [0, 1, 2] and first_process()
+
+
+def test_processes_that_share_a_search_measure_one_table(supernet, tmp_path):
+    shutil.copytree(supernet, tmp_path / "run")
+    words = ["search", str(tmp_path / "run"), "--device", "cpu", "--latency-target", "100%", "--memory-budget", "1GB"]
+    assert ended(start([*words, "--out", str(tmp_path / "out")], processes=2)) == 0
+    (table,) = (tmp_path / "run").glob("latency-*.json")
+    before = table.read_bytes()
+    found = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json") if path.name != "config.json"]
+    assert sorted(each["provenance"]["kind"] for each in found) == ["searched", "uniform"]
+    assert all(each["provenance"]["costs"]["latency"] > 0 for each in found)
+    assert run(*words, "--out", tmp_path / "alone") == 0  # with what two processes measured
+    assert table.read_bytes() == before

@@ -108,16 +108,11 @@ def evaluate_network(folder: Path, data: str | None, device: str) -> dict:
     from autoslim.commands.retrain import load_network
     from autoslim.search.evaluate import evaluate as score
     from autoslim.slimmable import family
-    from autoslim.training.checkpoint import load_weights
 
     settings = runs.read_run(folder, "network")
     config = ChannelConfig.load(folder / "channels.json")
     network, cost = load_network(config, str(folder / "channels.json"))
-    epochs = load_weights(folder / "checkpoint.pt", "network", network)
-    if epochs < settings["recipe"]["epochs"]:
-        raise RunError(
-            f"{folder} was trained for {epochs} of {settings['recipe']['epochs']} epochs; run the same `autoslim retrain` again"
-        )
+    runs.load_finished(folder, "network", network, settings["recipe"]["epochs"])
     place = runs.choose_device(device)
     images = runs.run_images(folder, settings, config.input_shape, place, data)
     result = score(family.place(network, place), images.scoring(images.test))
@@ -129,7 +124,7 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
     from autoslim.commands.search import load_supernet
-    from autoslim.cost.table import CostTable
+    from autoslim.cost.table import CostTable, checked_cost
     from autoslim.slimmable import family
 
     net, space, settings = load_supernet(folder, device)
@@ -137,9 +132,7 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
         if width is not None:
             raise RunError(f"--width {width:g} has no meaning for {config_path}, which states its channels; leave it out")
         config = ChannelConfig.load(config_path)
-        config.check(
-            net.groups, str(config_path), CostTable(net).cost(config).to_json() if not config.faults(net.groups) else None
-        )
+        checked_cost(net, config, str(config_path))
     else:
         config = family.width_config(space, net, space.full_width if width is None else width)
     low = net.grid.min_ratio * space.full_width

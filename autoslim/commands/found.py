@@ -76,15 +76,19 @@ def _measured_before(path: Path, config: ChannelConfig) -> Remeasured | None:
 
 def _told(path: Path, prefix: str, found: Remeasured) -> str:
     latency = found.latency
-    text = f"{path}: {latency.median_ms:.3g} ms ({latency.low_ms:.3g} to {latency.high_ms:.3g}) on {latency.device}"
+    digits = next((d for d in range(3, 7) if f"{latency.median_ms:.{d}g}" != f"{found.target_ms:.{d}g}"), 3)
+    low, median, high, target = (
+        f"{float(f'{ms:.{digits}g}'):g}" for ms in (latency.low_ms, latency.median_ms, latency.high_ms, found.target_ms)
+    )
+    text = f"{path}: {median} ms ({low} to {high}) on {latency.device}"
     # The uniform one is there for comparison.
-    return text if prefix else f"{text}; {found.target_ms:.3g} ms {'holds' if found.holds else 'is missed'}"
+    return text if prefix else f"{text}; {target} ms {'holds' if found.holds else 'is missed'}"
 
 
-def walked(trace, out: Path, whole: bool) -> list[tuple[int, Score]]:
+def walked(trace, out: Path, precision: str) -> list[tuple[int, Score]]:
     """Return multiply-adds and scores along the way down; of what was found only, unless all were scored as those are."""
     taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
-    if whole:
+    if precision == "fp32" and len({score.images for _, score in taken}) == 1:
         return taken
     parts = ("error", "loss", "images")
     known = [config for config in found_configs(out, damaged=False) if config.estimate.keys() >= set(parts)]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.commands import runs
-from autoslim.cost.table import CostTable
-from autoslim.errors import ConfigError, RunError
+from autoslim.cost.table import CostTable, checked_cost
+from autoslim.errors import ConfigError
 from autoslim.factories import build_model
 from autoslim.files import probe_writable, write_json
 from autoslim.search.evaluate import evaluate
@@ -13,40 +13,31 @@ from autoslim.slimmable import family
 from autoslim.slimmable.materialize import example_input
 from autoslim.slimmable.supernet import Supernet
 from autoslim.slimmable.switchable import SwitchableNet, join_configs
-from autoslim.training.checkpoint import load_weights
 from autoslim.training.loop import train_switches
 from autoslim.training.recipe import Recipe
 
 
-def build_switches(
-    configs: dict[str, ChannelConfig], norm: str, system: str, where: dict[str, str] | None = None
-) -> SwitchableNet:
-    """Build the untrained network of several configurations; `where` says what a fault of each is reported under.
+def build_switches(configs: dict[str, ChannelConfig], norm: str, system: str) -> SwitchableNet:
+    """Build the untrained network of several configurations.
 
     Raises:
         ConfigError: a configuration does not fit its model, or they are of different networks.
     """
     import torch
 
-    where = where or {}
     (first, lead), *rest = configs.items()
     for name, config in rest:
         if (config.model, config.grouping, config.input_shape) != (lead.model, lead.grouping, lead.input_shape):
-            raise ConfigError(
-                f"{where.get(name, name)} is of another network than {where.get(first, first)}; train networks of one family jointly"
-            )
+            raise ConfigError(f"{name} is of another network than {first}; train networks of one family jointly")
     if lead.model is None:
-        raise ConfigError(
-            f'{where.get(first, first)} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}'
-        )
+        raise ConfigError(f'{first} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}')
     with torch.random.fork_rng(devices=[]):
         model = build_model(lead.model)
     options = family.group_options(lead.grouping)
     example = example_input(lead)
     net = Supernet(model, example, divisor=lead.divisor, **options)
     for name, config in configs.items():
-        config.check(net.groups, where.get(name, name))
-        config.check(net.groups, where.get(name, name), CostTable(net).cost(config).to_json())
+        checked_cost(net, config, name)
     return join_configs(net, configs, example, norm=norm, share_equal=system == "s-net", **options)
 
 
@@ -112,9 +103,5 @@ def load_switches(folder: Path, device: str) -> tuple[SwitchableNet, dict]:
         name: ChannelConfig.from_json(document, f"{folder}/config.json") for name, document in settings["switches"].items()
     }
     net = build_switches(configs, settings["norm"], settings["system"])
-    epochs = load_weights(folder / "checkpoint.pt", "switches", net)
-    if epochs < settings["recipe"]["epochs"]:
-        raise RunError(
-            f"{folder} was trained for {epochs} of {settings['recipe']['epochs']} epochs; run the same command again to finish it"
-        )
+    runs.load_finished(folder, "switches", net, settings["recipe"]["epochs"])
     return family.place(net, runs.choose_device(device)), settings

@@ -42,7 +42,7 @@ def norms(folder: Path, out: Path, widths: list[float] | None, device: str) -> N
     run = _open(folder, widths, device)
     images = None if run.settings["kind"] == "switches" else run.images()
     rows = []
-    for name, network, _ in views(run, widths, images):
+    for name, network in views(run, widths, images):
         layers = [(key, m) for key, m in _model(network).named_modules() if isinstance(m, _BatchNorm)]
         for index, (key, layer) in enumerate(layers):
             held = {"scale": layer.weight, "bias": layer.bias, "mean": layer.running_mean, "variance": layer.running_var}
@@ -69,7 +69,7 @@ def top_images(folder: Path, out: Path, layer: str | None, channel: int, widths:
     pixels = torch.cat(batches)
     mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (images.mean, images.std))
     rows = []
-    for name, network, _ in views(run, widths, images):
+    for name, network in views(run, widths, images):
         layer = layer or _last_norm(network)
         values = _activations(network, layer, channel, batches, name)
         best = values.argsort(descending=True, stable=True)[:SHOWN]

@@ -97,7 +97,7 @@ def load_network(config, where: str):
     """Build the plain network of a configuration; returns (network, cost). The weights are the factory's own."""
     import torch
 
-    from autoslim.cost.table import CostTable
+    from autoslim.cost.table import checked_cost
     from autoslim.factories import build_model
     from autoslim.slimmable.family import group_options
     from autoslim.slimmable.materialize import example_input, materialize
@@ -107,15 +107,11 @@ def load_network(config, where: str):
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model)
     net = Supernet(model, example_input(config), divisor=config.divisor, **group_options(config.grouping))
-    config.check(net.groups, where)
-    cost = CostTable(net).cost(config)
-    config.check(net.groups, where, cost.to_json())
+    cost = checked_cost(net, config, where)
     return materialize(net, config), cost
 
 
-def retrain_run(
-    config_path, data: str, out: Path, *, seed: int, device="auto", skip_corrupt=False, quiet=False, **overrides
-) -> dict:
+def retrain_run(config_path, data: str, out: Path, *, seed: int, device="auto", skip_corrupt=False, **overrides) -> dict:
     """Retrain in a run folder; returns what result.json holds."""
     from dataclasses import replace
 
@@ -148,7 +144,7 @@ def retrain_run(
     config.save(out / "channels.json")
     family.place(network, place)
     batches = images.training(images.train, recipe, seed)
-    train_network(network, batches, folder=out, seed=seed, progress=not quiet, recipe=Recipe.of(recipe))
+    train_network(network, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(recipe))
     result = {
         "kind": "retrained accuracy",
         "configuration": origin(config.provenance),
@@ -171,6 +167,6 @@ def check_classes(network, config, images, data: str) -> None:
     with torch.no_grad():
         network.eval()
         device = next(network.parameters()).device
-        outputs = logits_of(network(torch.zeros(1, *config.input_shape, device=device))).shape[1]
+        outputs = logits_of(network(torch.zeros(2, *config.input_shape, device=device))).shape[1]
     if outputs != len(images.classes):
         raise DataError(f"{data!r} has {len(images.classes)} classes, the network {outputs}; pass data with as many")

@@ -12,12 +12,12 @@ from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
 from autoslim.errors import ConfigError, DataError, RunError
-from autoslim.factories import load_rules
 from autoslim.files import read_json, write_json
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.judge import step_evaluator
 from autoslim.slimmable.supernet import Supernet
 from autoslim.spaces import Space, check_table, load_space
+from autoslim.training.checkpoint import load_weights
 from autoslim.training.recipe import Recipe
 
 log = logging.getLogger("autoslim")
@@ -106,9 +106,9 @@ class Images:
         """Return every image once, not augmented, always in the same order."""
         return self._loader(images, batch_size)
 
-    def calibration(self, count: int, seed: int = 0) -> Loader:
+    def calibration(self, count: int) -> Loader:
         """Return `count` training images, not augmented, for BN statistics, in batches that a search can keep in memory."""
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
         return self._loader(self.train.subset(order[:count]), min(256, count))
 
     def _loader(self, images, batch_size: int, **options) -> Loader:
@@ -328,6 +328,19 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict:
     return document
 
 
+def load_finished(folder: Path, kind: str, network, epochs: int) -> None:
+    """Load the weights of a run into its network.
+
+    Raises:
+        RunError: they are damaged, foreign, or were not trained for all `epochs`.
+    """
+    done = load_weights(folder / "checkpoint.pt", kind, network)
+    if done < epochs:
+        raise RunError(
+            f"{folder} was trained for {done} of {epochs} epochs; run the command that trained it again, which finishes it"
+        )
+
+
 def space_to_json(space: Space) -> dict:
     """Return a search space as JSON, whole, so that a run does not depend on the file it came from."""
     document = asdict(space)
@@ -352,10 +365,9 @@ def supernet_evaluator(net: Supernet, images: Images, rules: dict) -> SupernetEv
     return SupernetEvaluator(net, *judged_on(images, rules), calibration_images=rules["calibration_images"])
 
 
-def search_evaluator(space: Space, net: Supernet, images: Images, rules: dict, **options) -> SupernetEvaluator:
+def search_evaluator(net: Supernet, images: Images, rules: dict, **options) -> SupernetEvaluator:
     """Return what judges the candidates of a search, in parts where the network can be run so."""
-    options |= {"calibration_images": rules["calibration_images"], "rules": load_rules(space.groups["rules"])}
-    return step_evaluator(net, *judged_on(images, rules), **options)
+    return step_evaluator(net, *judged_on(images, rules), calibration_images=rules["calibration_images"], **options)
 
 
 def judged_on(images: Images, rules: dict) -> tuple[Loader, Loader]:

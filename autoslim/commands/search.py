@@ -150,19 +150,12 @@ def load_supernet(run: Path, device: str):
     """Rebuild the trained supernet of a run folder; returns (net, space, run settings)."""
     from autoslim.commands import runs
     from autoslim.slimmable import family
-    from autoslim.training.checkpoint import load_weights
 
     settings = runs.read_run(run, "supernet")
     space = runs.space_from_json(settings["space"])
     place = runs.choose_device(device)
     net = family.build_supernet(space, place)
-    epochs = load_weights(run / "checkpoint.pt", "supernet", net)
-    if epochs < space.train["epochs"]:
-        from autoslim.errors import RunError
-
-        raise RunError(
-            f"{run} was trained for {epochs} of {space.train['epochs']} epochs; run the same `autoslim train` again to finish it"
-        )
+    runs.load_finished(run, "supernet", net, space.train["epochs"])
     return net, space, settings
 
 
@@ -243,7 +236,7 @@ def _search(
         draw_seed = settings["seed"] if draw_seed is None else draw_seed
         draws = {"evaluations": evaluations, "tolerance": tolerance / 100, "draw_seed": draw_seed}
     check_found(out, wanted, {"swaps": swaps, **draws})
-    evaluator = runs.search_evaluator(space, net, images, rules, memory_budget=budget, precision=precision)
+    evaluator = runs.search_evaluator(net, images, rules, memory_budget=budget, precision=precision)
     if order == "greedy":
         rules["budgets"] = budgets.decide_by(wanted)
         if effort == "fast":
@@ -297,7 +290,7 @@ def _search(
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
     if ranks.rank == 0:
-        taken = walked(trace, out, effort == "exact" and precision == "fp32") if order == "greedy" else []
+        taken = walked(trace, out, precision) if order == "greedy" else []
         write_spectrum(out / "spectrum.csv", uniform, taken)
     return (found, notes) if ranks.rank == 0 else (None, [])
 

@@ -224,7 +224,7 @@ def stages_study(folders: list[Path], ratio: float, points: int, out: Path, devi
     for run in opened:
         images = _images(run, read)
         evaluator = runs.supernet_evaluator(run.net, images, run.space.search)
-        example = torch.zeros(1, *run.space.input_shape, device=images.device)
+        example = torch.zeros(2, *run.space.input_shape, device=images.device)
         about = {"seed": run.seed, "kind": run.accuracy_kind}
         rows += [row | about for row in score_stages(evaluator, example, ratio=ratio, points=points)]
     return rows

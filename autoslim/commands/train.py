@@ -96,8 +96,8 @@ def _refuse(system: str, **given) -> None:
 def train_run(
     space, data: str, out: Path, *, seed: int, system: str = "autoslim", bounds=None, device: str = "auto",
     skip_corrupt: bool = False, held_out=None, **overrides,
-):  # fmt: skip
-    """Train a supernet in a run folder; returns the supernet and the images.
+) -> None:  # fmt: skip
+    """Train a supernet in a run folder.
 
     `held_out` None stands for the space's number of images for "autoslim", and for none for the other systems.
     """
@@ -125,7 +125,6 @@ def train_run(
         net, batches, folder=out, seed=seed, progress=True, recipe=Recipe.of(space.train), from_scratch=True,
         uniform=family.uniform_widths(space, net),
     )  # fmt: skip
-    return net, images
 
 
 def train_s_net(

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autoslim.channels.config import ChannelConfig
 from autoslim.commands import runs, systems
 from autoslim.commands.joint import load_switches
 from autoslim.commands.search import load_supernet
@@ -142,15 +141,15 @@ def _switch_as_supernet(net: SwitchableNet, space: Space, width: float) -> Super
     return Supernet(net.materialize(width), example, **space.grid, **family.group_options(space.grouping()))
 
 
-def views(run: TrainedRun, widths: list[float] | None, images: runs.Images) -> Iterator[tuple[str, nn.Module, ChannelConfig]]:
-    """Yield `(name, network, configuration)` for each switch, widest first; it is one network, set anew before each.
+def views(run: TrainedRun, widths: list[float] | None, images: runs.Images) -> Iterator[tuple[str, nn.Module]]:
+    """Yield `(name, network)` for each switch, widest first; it is one network, set anew before each.
 
     A supernet has no switches: it is set to width multipliers, by default to four over its range, and calibrated at each.
     """
     if isinstance(run.net, SwitchableNet):
-        for name, config in run.net.switches.items():
+        for name in run.net.switches:
             run.net.set(name)
-            yield f"{name}x" if run.space else name, run.net, config
+            yield f"{name}x" if run.space else name, run.net
         return
     low, high = run.bounds()
     rules = run.space.search
@@ -160,4 +159,4 @@ def views(run: TrainedRun, widths: list[float] | None, images: runs.Images) -> I
         config = family.width_config(run.space, run.net, width)
         run.net.set(config)
         calibrate(run.net, calibration)
-        yield f"{width:g}x", run.net, config
+        yield f"{width:g}x", run.net

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import ROUND_CEILING
 from functools import partial
 
 import torch
@@ -14,12 +15,12 @@ from autoslim.channels.trace import as_inputs, times_written
 from autoslim.cost.amounts import KINDS
 from autoslim.errors import ConfigError
 from autoslim.search.contest import ExactContest, Race, Step, batches_with
-from autoslim.search.evaluate import Score, SupernetEvaluator, can_be_cut, on_cpu
+from autoslim.search.evaluate import Score, SupernetEvaluator, calibrate_roughly, can_be_cut, on_cpu, scored_alone
 from autoslim.search.keep import Keeping, kept_of
 from autoslim.search.partial import NotPartial, PartialNet, Plan
 from autoslim.search.places import alike, equal, same_anywhere
 from autoslim.search.ranks import Ranks
-from autoslim.search.samples import first_of, images_of, most_first, values_of_one
+from autoslim.search.samples import examples, first_of, images_of, most_first
 from autoslim.search.scored import Scored, costs_of
 from autoslim.search.values import Values
 from autoslim.slimmable.calibrate import Measure
@@ -44,7 +45,6 @@ class PartialEvaluator(SupernetEvaluator):
 
     Args:
         net, images, calibration, calibration_images: see `SupernetEvaluator`.
-        rules: the rules that the supernet's groups were found with.
         memory_budget: bytes that values may take in this process, kept and of a batch at work; by default `Ranks.memory_budget`.
             What does not fit is computed again; images to score come in smaller batches. Calibration batches are not cut, but for a
             fast search, down to 16 images: if one does not fit, all are run whole for every candidate.
@@ -60,30 +60,29 @@ class PartialEvaluator(SupernetEvaluator):
         images: images to score.
     """
 
-    def __init__(self, net, images, calibration, *, calibration_images: int = 1024, rules: Mapping | None = None,
+    def __init__(self, net, images, calibration, *, calibration_images: int = 1024,
                  memory_budget: float | None = None, precision: str = "fp32", race: Mapping | None = None):  # fmt: skip
         super().__init__(net, images, calibration, calibration_images=calibration_images)
+        calibrate_roughly(net, self._calibration)
         if precision not in CASTS:
             raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(CASTS)}")
         if unknown := set(race or ()) - set(RACE):
             raise ConfigError(f"race has {', '.join(map(repr, sorted(unknown)))}; it takes {', '.join(RACE)}")
         if len({shapes[-1] for shapes in self._images.shapes()}) > 1 or not self._images.per_image():
             raise NotPartial("labels are not one an image, or one map of the same size an image")
-        if memory_budget is not None and not memory_budget > 0:
-            raise ConfigError(f"memory_budget {memory_budget} is no number of bytes above 0; pass 4e9 for 4 GB")
         self.ranks = Ranks()
-        budget = self.ranks.memory_budget(next(net.parameters()).device) if memory_budget is None else min(memory_budget, 2.0**60)
+        budget = self.ranks.memory_budget(next(net.parameters()).device, memory_budget)
         # In 16 bits, and on GPUs, the order in which kernels add up depends on the channels that they make, and on the batch.
         leading = precision == "fp32" and on_cpu(net)
         # Three, as two are traced: it shows where code counts its images.
-        sizes = self._calibration.of_every_size(3) | self._images.of_every_size(3)
-        example = max(sizes.values(), key=values_of_one)  # as memory is counted for it
-        self._partial = PartialNet(net, first_of(example, 2), rules, leading=leading, checked=sizes.values())
+        checked = examples(3, self._calibration, self._images)  # memory is counted for the first
+        self._partial = PartialNet(net, first_of(checked[0], 2), leading=leading, checked=checked)
         self._keeping = Keeping(self._partial)
         # Of a batch at work, a quarter at most for the base's values and a quarter for a candidate's; the rest for what is kept.
         self._most = max(1, int(budget / 4 / max(1, self._partial.bytes)))
         alone = can_be_cut(net, self._images)
         self.batch = min(batch_of(net), self._most)
+        self._labels = self._images.labels_of_one()
         self._sorts = alone and len(self._images.shapes()) == 1
         self._images = self._images.joined() if self._sorts else self._images
         # Whole configurations are scored on the images in the order in which they are given, joined and cut into the same batches
@@ -118,7 +117,7 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.no_grad()
     def score(self, config: ChannelConfig) -> Score:
         """Return the supernet estimate of one configuration; the supernet is left set to it, with its BN statistics."""
-        scored, found = Scored(config, self._labelled), {}
+        scored, found = Scored(config, self._labels), {}
         self.net.set(config)
         with eval_mode(self.net):
             for i in self._own_calibration(self._calibration):
@@ -184,13 +183,15 @@ class PartialEvaluator(SupernetEvaluator):
             drawn = self._given.arranged(order.split(batch)) if self._sorts else self._given.reordered(order.tolist())
             self._images = drawn
         size = max(CALIBRATION_BATCH, min(batch_of(self.net), self._most))
+        if not scored_alone(self.net):  # a batch is normalised by its own statistics
+            size = max(self._calibration.sizes)
         fast = self._calibration.cut(size, most=self._race["calibration"], alike=True)
         self._used = self._calibration if effort == "exact" else fast
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
         largest = max(*self._used.sizes, *self._images.sizes)
         self._fits = largest <= self._most
         if not self._fits and self.ranks.rank == 0:
-            enough = KINDS["memory"].format(4 * self._partial.bytes * largest, 3)
+            enough = KINDS["memory"].format(4 * self._partial.bytes * largest, 3, ROUND_CEILING)
             log.info("batches of %d images do not fit into the memory budget: every candidate is calibrated whole; from %s on "
                      "they would fit", largest, enough)  # fmt: skip
         self._choose_what_to_keep(self.images if effort == "exact" else self._race["most"])
@@ -263,7 +264,7 @@ class PartialEvaluator(SupernetEvaluator):
         """Make a configuration the base that candidates are narrowed from, if it is not."""
         if self.base is not None and self.base.config.widths == config.widths:
             return
-        self.base, found = Scored(config, self._labelled), {}
+        self.base, found = Scored(config, self._labels), {}
         self._drop_values()
         with self._at_work():
             self.net.set(config)
@@ -276,7 +277,7 @@ class PartialEvaluator(SupernetEvaluator):
     @torch.no_grad()
     def calibrated(self, configs: Mapping[str, ChannelConfig]) -> dict[str, Scored]:
         """Measure the BN statistics of candidates, by the name of the one group that each narrows."""
-        judged = {name: Scored(config, self._labelled) for name, config in configs.items()}
+        judged = {name: Scored(config, self._labels) for name, config in configs.items()}
         for name, config in configs.items():
             if name in self._last and self._last[name].config.widths[name] != config.widths[name]:
                 self._values.forget(name)

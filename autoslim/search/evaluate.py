@@ -127,8 +127,7 @@ class SupernetEvaluator:
         for batches, what in ((self._images, "score"), (calibration, "calibrate batch norm with")):
             if not batches.images:
                 raise DataError(f"there are 0 images to {what}; pass at least one batch (an exhausted generator gives none)")
-        self._labelled = self._images.labelled()
-        if not self._labelled:
+        if not self._images.labelled():
             raise DataError(f"all labels of the {self._images.images} images to score are {IGNORED}; pass some that have one")
         self._calibration = to_measure(net, calibration)
         self.batch = max(self._images.sizes)
@@ -161,8 +160,8 @@ def can_be_cut(net: Supernet, images: Samples) -> bool:
     """Tell whether an image gets the same scores, and one label, in a batch of any size."""
     if not scored_alone(net) or not images.per_image():
         return False
-    together = images.joined() if len(images.shapes()) == 1 else images  # a loader may give one at a time
-    x, ones = together.cut(3, most=3)[0][0], together.cut(1, most=3)
+    together = images.leading(3)
+    (x, _), ones = together[0], together.cut(1)
     with eval_mode(net):
         try:
             scores = logits_of(net(*as_inputs(x)))
@@ -186,3 +185,12 @@ def scored_alone(net: Supernet) -> bool:
     """Tell whether all batch norms have statistics, so that an image's score depends on no other image by them."""
     with eval_mode(net):
         return all(m.track_running_stats for m in net.modules() if isinstance(m, _BatchNorm))
+
+
+def calibrate_roughly(net: Supernet, calibration: Samples) -> None:
+    """Give a supernet at full width the BN statistics of one batch, before it is found out how it can be run.
+
+    Training keeps none, and without them what small weights put out may be lost: all that is compared would be 0.
+    """
+    with net.using(net.full()):
+        calibrate(net, [calibration[0]])

@@ -46,17 +46,29 @@ def check_writes(nodes: Sequence[fx.Node], place: Mapping[fx.Node, int]) -> None
     for i, node in enumerate(nodes):
         if writes(node):
             written = next(iter(node.all_input_nodes), None)
-            if written is None or written.op in ("placeholder", "get_attr") or any(place[user] > i for user in written.users):
+            again = written is None or written.op in ("placeholder", "get_attr")
+            if again or any(place[user] > i for other in _sharing(written, nodes[:i]) for user in other.users):
                 raise NotPartial(f"{node.name} writes into a value that is read again")
+
+
+def _sharing(written: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return what lies in the memory of a value, of which it may be a view, or the other way round."""
+    held = _memory(written)
+    return [written, *(node for node in nodes if not held.isdisjoint(_memory(node)))]
+
+
+def _memory(node: fx.Node) -> set[int]:
+    leaves = tree_leaves(node.meta.get("value"))
+    return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)}
 
 
 def writes(node: fx.Node) -> bool:
     """Tell whether an operation writes into its first input."""
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
-    return node.op == "call_function" and (
-        node.target in _WRITERS or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-    )
+    name = "" if node.target in vars(operator).values() else getattr(node.target, "__name__", "")  # and_, or_
+    named = node.target in _WRITERS or (name.endswith("_") and not name.endswith("__"))
+    return node.op == "call_function" and (named or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None)
 
 
 def check_constants(net: Supernet, nodes: Sequence[fx.Node]) -> None:

@@ -142,6 +142,8 @@ class Influence:
                 continue
             if not isinstance(self._nodes[i].meta.get("value"), Tensor) or i in self.shared:
                 continue
+            if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+                continue  # they may mix channels
             kind = getattr(type(layer), "plain", type(layer))
             produces = touched.isdisjoint(self.sources[i])
             axes = {name: axes for name, axes in _axes(layer).items() if any(axes)}

@@ -36,5 +36,5 @@ def step_evaluator(net: Supernet, images, calibration, **options) -> SupernetEva
     if (precision := options.get("precision", "fp32")) != "fp32":
         raise ConfigError(f"precision {precision} is for networks that run in parts; take fp32 ({reasons[0]})")
     cut = images.cut(batch_of(net)) if can_be_cut(net, images) else images
-    log.info("every candidate is run whole: %s; %d images at once, whatever the memory budget", reasons[0], max(cut.sizes))
+    log.warning("every candidate is run whole: %s; %d images at once, whatever the memory budget", reasons[0], max(cut.sizes))
     return SupernetEvaluator(net, cut, calibration)

@@ -166,7 +166,7 @@ class _Window:
         if not 0 <= tolerance < 1:
             raise ConfigError(f"tolerance is {tolerance}; it is a part of the target, from 0 to below 1")
         self._macs, self._least, self._most, self._tolerance = macs, (1 - tolerance) * target, target, tolerance
-        self._random = random.Random(f"{seed} {target!r}")
+        self._random = random.Random(f"{seed} {float(target)!r}")
         full = _widths(net.full())
         used = [macs((*full[:i], w.choices[0], *full[i + 1 :])) < macs(full) for i, w in enumerate(net.widths)]
         self._choices = [w.choices if is_used else (w.full,) for w, is_used in zip(net.widths, used)]

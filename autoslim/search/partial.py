@@ -52,7 +52,6 @@ class PartialNet:
         example: inputs of it; two examples are enough.
         checked: inputs of every size that it will be run on, other than two of each, with which it is compared with the whole
             network; by default the example.
-        rules: the rules that its groups were found with.
         leading: whether what a narrower layer makes may be taken from the wider one, where two examples come out the same; if
             not, it is run again.
 
@@ -68,7 +67,7 @@ class PartialNet:
     """
 
     def __init__(
-        self, net: Supernet, example, rules: Mapping | None = None, *, leading: bool = True, checked: Iterable = ()
+        self, net: Supernet, example, *, leading: bool = True, checked: Iterable = ()
     ):  # fmt: skip
         self.net = net
         if net.channels.writes_inputs and net.channels.opaque:
@@ -76,7 +75,7 @@ class PartialNet:
                 f"its forward may write into its inputs where it cannot be followed ({', '.join(net.channels.opaque)})"
             )
         try:
-            traced = trace(net.source, example, {**RULES, **(rules or {})})
+            traced = trace(net.source, example, {**RULES, **net.rules})
         except Untraceable as error:
             raise NotPartial(str(error)) from error
         self._nodes = list(traced.graphs["eval"].nodes)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils._pytree import tree_map
 
 from autoslim.allocator import machine_memory
-from autoslim.errors import RunError
+from autoslim.errors import ConfigError, RunError
 
 log = logging.getLogger("autoslim")
 WAIT = timedelta(days=7)  # the first process may measure latencies for hours before the others go on
@@ -84,15 +84,23 @@ class Ranks:
             dist.destroy_process_group(Ranks._gpus)
             Ranks._gpus = None
 
-    def memory_budget(self, device: torch.device) -> float:
-        """Return the bytes that a search takes in every process by default: half of its share of what is free on its GPU; on a CPU
+    def memory_budget(self, device: torch.device, given: float | None = None) -> float:
+        """Return the bytes that a search takes in every process: by default half of its share of what is free on its GPU; on a CPU
         half of its share of the memory of its machine or container, 4 GB at most.
 
         All processes ask together and get the smallest of these, as the sizes of batches follow from it.
 
         Args:
             device: of this process.
+            given: bytes in place of the default.
+
+        Raises:
+            ConfigError: they are no number above 0.
         """
+        if given is not None:
+            if not given > 0:
+                raise ConfigError(f"memory_budget {given} is no number of bytes above 0; pass 4e9 for 4 GB")
+            return min(given, 2.0**60)
         card, memory = platform.node(), machine_memory()
         if device.type == "cuda":
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes

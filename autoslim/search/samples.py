@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.trace import to_device
 from autoslim.data.loader import Loader
+from autoslim.errors import DataError
 from autoslim.training.steps import IGNORED
 
 # Batches of a strand, see `most_first`, at least. With half as many an exact search executes 5 % more multiply-adds.
@@ -35,6 +37,7 @@ class Samples:
     def __init__(self, batches: Iterable, device: torch.device, *, least: float = math.inf, labels: bool = True):
         self._prepare = lambda x: x
         self._piece: tuple | None = None  # of memory that all stored batches are parts of
+        own = isinstance(batches, (Loader, Samples, list, tuple))  # other loaders may give the next batch in the same memory
         if isinstance(batches, Loader) and batches.plain:
             batches, self._prepare = self._in_one_piece(batches, device, least, labels), batches.prepare
         self._stored: list[tuple] = []
@@ -43,6 +46,8 @@ class Samples:
         self.sizes: list[int] = []
         for batch in batches:
             x, target = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+            if not own:
+                x, target = tree_map(partial(_of_its_own, device), (x, target if labels else None))
             self._stored.append((to_device(x, device), to_device(target, device) if labels else None))
             self._rows.append((len(self._rows), None))
             self.sizes.append(images_of(x))
@@ -86,7 +91,12 @@ class Samples:
         return {_shapes(batch) for batch in self._stored}
 
     def of_every_size(self, count: int) -> dict[tuple, object]:
-        """Return a few inputs of every size that inputs have, by what `shapes` says: `count`, where a batch has so many."""
+        """Return a few inputs of every size that inputs have, by what `shapes` says: `count`, where a batch has so many.
+
+        Where all images are of one size they may be of several batches.
+        """
+        if len(shapes := {_shapes(x) for x, _ in self._stored}) == 1:
+            return {shapes.pop(): self.leading(count)[0][0]}
         found: dict[tuple, object] = {}
         for x, _ in self._stored:
             size = _shapes(x)
@@ -105,6 +115,22 @@ class Samples:
         total = sum(target.numel() for target in labels)
         return sum((target.long() != IGNORED).sum().item() for target in labels) / total if total else 1.0
 
+    def labels_of_one(self) -> float:
+        """Return how many labels an image has on average that are not `IGNORED`, where all have as many."""
+        *_, shape = next(iter(self.shapes()))
+        return self.labelled() * (math.prod(shape) if isinstance(shape, torch.Size) else 1)
+
+    def leading(self, count: int) -> "Samples":
+        """Return the first images as one batch, `count` of them where all are of one size; of the first batch alone elsewhere."""
+        parts = [self._stored[0]]
+        if len(self.shapes()) == 1:
+            for part in self._stored[1:]:
+                if sum(images_of(x) for x, _ in parts) >= count:
+                    break
+                parts.append(part)
+        whole = self._with(parts, [(i, None) for i in range(len(parts))], [images_of(x) for x, _ in parts])
+        return whole.joined().cut(count, most=count)
+
     def joined(self) -> "Samples":
         """Return all images as one batch, in one piece of memory."""
         if len(self._stored) == 1:
@@ -120,12 +146,15 @@ class Samples:
         The memory is shared.
 
         Args:
-            alike: a batch is cut into parts of about one size, so that no small one is left over.
+            alike: a batch is cut into parts of about one size, and where `most` would leave less than half a batch that is left
+                out, so that none is small.
         """
         rows: list = []
         sizes: list[int] = []
         for part, (x, _) in enumerate(self._stored):
             end = int(min(images_of(x), most - sum(sizes)))
+            if alike and sizes and end < min(images_of(x), size / 2):
+                break
             count = -(-end // size)
             borders = [end * i // count for i in range(count)] if alike else range(0, end, size)
             for start, stop in pairwise([*borders, end]):
@@ -157,14 +186,34 @@ def _shapes(values) -> tuple:
     return tuple(t.shape[1:] if isinstance(t, Tensor) else repr(t) for t in tree_leaves(values))
 
 
+def _of_its_own(device: torch.device, value):
+    return value.clone() if isinstance(value, Tensor) and value.device == device else value
+
+
 def images_of(x) -> int:
-    """Return how many images the inputs of a network are."""
-    return next(len(t) for t in tree_leaves(x) if isinstance(t, Tensor))
+    """Return how many images the inputs of a network are.
+
+    Raises:
+        DataError: there is no tensor among them.
+    """
+    count = next((len(t) for t in tree_leaves(x) if isinstance(t, Tensor) and t.dim()), None)
+    if count is None:
+        raise DataError(f"images are {type(x).__name__}, not a tensor [N, C, H, W]; pass batches of tensors")
+    return count
 
 
 def first_of(x, count: int):
     """Return the inputs of the first images, `count` of them."""
     return tree_map(lambda t: t[:count] if isinstance(t, Tensor) else t, x)
+
+
+def examples(count: int, *several: Samples) -> list:
+    """Return a few inputs of every size that inputs have, the one that has most numbers an image first."""
+    found: dict[tuple, object] = {}
+    for samples in several:
+        for size, x in samples.of_every_size(count).items():
+            found[size] = max(found.get(size, x), x, key=images_of)
+    return sorted(found.values(), key=values_of_one, reverse=True)
 
 
 def values_of_one(x) -> int:

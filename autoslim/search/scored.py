@@ -16,11 +16,11 @@ class Scored:
     """One configuration as it is judged: its BN statistics, and what its images cost, batch after batch.
 
     Args:
-        labelled: which part of all images' labels is not `IGNORED`.
+        labels: how many labels an image has on average that are not `IGNORED`.
     """
 
-    def __init__(self, config: ChannelConfig, labelled: float = 1.0):
-        self.config, self._part = config, labelled
+    def __init__(self, config: ChannelConfig, labels: float = 1.0):
+        self.config, self._labels = config, labels
         self.measure: Measure | None = None
         self.seen: dict[int, Tensor] = {}  # batch: [3, N], see `costs_of`
 
@@ -41,13 +41,14 @@ class Scored:
 
     def mean(self, total: float, images: int) -> float:
         """Return the mean over labels of what some images cost in all."""
-        return total / images / self._part
+        return total / images / self._labels
 
 
 def costs_of(logits: Tensor, target: Tensor) -> Tensor:
     """Return mistakes, losses and risks `[3, N]` of every image, on the device.
 
-    Of an image with a map of labels they are means over all of the map, where what is `IGNORED` costs nothing.
+    Of an image with a map of labels they are sums over the map, where what is `IGNORED` costs nothing, so that as many mistakes
+    are a tie wherever they are made; a risk is the mean.
 
     A risk, from 0 to 1, is how far another class is above the label's: where mistakes of other widths will be, mistakes alone do
     not tell. Near 1/2 they are made and mended soonest.
@@ -65,4 +66,6 @@ def _costs_of(logits: Tensor, target: Tensor) -> Tensor:
     label = target.clamp(min=0).unsqueeze(1)
     of_label = logits.gather(1, label).squeeze(1)
     risk = (logits.scatter_(1, label, -torch.inf).amax(dim=1) - of_label).sigmoid() * known
-    return torch.stack([value.flatten(1).mean(1) if value.dim() > 1 else value for value in (wrong, loss, risk)])
+    if target.dim() == 1:
+        return torch.stack([wrong, loss, risk])
+    return torch.stack([wrong.flatten(1).sum(1), loss.flatten(1).sum(1), risk.flatten(1).mean(1)])
