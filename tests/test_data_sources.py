@@ -156,6 +156,31 @@ def test_photos_are_turned_upright(tmp_path, suffix):
             assert off.mean() < 4 and off.max() < 128, orientation
 
 
+def test_damage_inside_a_file_is_found(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "image.png"
+    Image.fromarray(random_image(rng, 32, 32)).save(path)
+    whole = path.read_bytes()
+    start = whole.index(b"IDAT") + 100
+    for place in rng.integers(start, len(whole) - 100, 20):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with pytest.raises(decode.CorruptImage):
+            decode.decode_file(str(path), (32, 32))
+
+
+def test_a_header_is_read_without_the_pixels(tmp_path, monkeypatch):
+    save(tmp_path / "image.png", random_image(np.random.default_rng(0)))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    assert [size for _, size in decode.read_sizes([str(tmp_path / "image.png")])] == [(8, 8)]
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03"])
+def test_a_damaged_exif_block_harms_no_image(tmp_path, exif):
+    pixels = random_image(np.random.default_rng(0))
+    Image.fromarray(pixels).save(tmp_path / "image.jpg", quality=95, exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "plain.jpg", quality=95)
+    assert np.array_equal(*(decode.decode_file(str(tmp_path / f"{name}.jpg"), (8, 8)) for name in ("image", "plain")))
+
+
 def test_what_is_no_image_is_passed_over_and_said(load, root, caplog):
     (root / "train/ant/more").mkdir()
     save(root / "train/ant/more/0.png", random_image(np.random.default_rng(0)))

@@ -713,6 +713,17 @@ def put_into_the_object(model, way):
         model.forward = wrapped(wrapped(model.forward))
     elif way == "by its defaults":
         model.forward = lambda x, of=model.forward: 3 * of(x)
+    elif way == "by a keyword":
+        model.forward = lambda x, *, of=model.forward: 3 * of(x)
+    elif way == "in a row":
+        row = [model.a, model.b]
+        model.forward = lambda x: model.fc(row[1](row[0](x).relu()).relu().mean((2, 3)))
+    elif way == "again and again":
+
+        def forward(x, times=1):
+            return forward(x, times - 1) if times else 2 * type(model).forward(model, x)
+
+        model.forward = forward
     elif way == "in part":
         model.forward = functools.partial(type(model).forward, model)
     else:
@@ -722,7 +733,17 @@ def put_into_the_object(model, way):
 
 
 @pytest.mark.parametrize(
-    "way", ["a method of another name", "around its own", "by its defaults", "in part", "of functions that hold layers"]
+    "way",
+    [
+        "a method of another name",
+        "around its own",
+        "by its defaults",
+        "by a keyword",
+        "in a row",
+        "again and again",
+        "in part",
+        "of functions that hold layers",
+    ],  # fmt: skip
 )
 def test_a_forward_that_was_put_into_the_object_is_what_is_slimmed(way):
     torch.manual_seed(0)

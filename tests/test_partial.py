@@ -859,6 +859,17 @@ def test_code_that_shows_once_batch_norms_have_statistics_is_not_missed(way):
         assert all(hooked not in nodes for nodes in influence.leading.values())
 
 
+def test_halves_of_a_value_may_be_written_apart():
+    class Halves(Silent):
+        def forward(self, x):
+            left, right = self.norm(self.a(x)).chunk(2, 1)
+            return self.fc(self.b(torch.cat([left.relu_(), right], 1)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = autoslim.Supernet(Halves("halves"), torch.randn(2, 3, 8, 8), divisor=1, steps=4)
+    assert isinstance(step_evaluator(net, batches((16,), 0), batches((16,), 1)), PartialEvaluator)
+
+
 def test_held_out_images_may_come_two_at_a_time_in_a_network_that_counts_them():
     class Counts(nn.Module):
         def __init__(self):
@@ -896,6 +907,6 @@ def test_calibration_of_a_fast_search_leaves_no_small_batch_over():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Flatten(2), nn.Conv1d(8, 8, 1),
                           nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
     net = autoslim.Supernet(model, torch.randn(2, 3, 8, 8), divisor=1, steps=4)
-    parts = PartialEvaluator(net, batches((64,), 0), batches((100, 100), 1))
+    parts = PartialEvaluator(net, batches((64,), 0), batches((100,) * 5, 1))
     parts._arrange("fast", "loss")
-    assert parts._used.sizes == [100, 100]  # a batch is normalised by its own statistics
+    assert parts._used.sizes == [100, 100, 100]  # a batch is normalised by its own statistics

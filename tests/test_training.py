@@ -231,7 +231,24 @@ def test_a_training_that_is_cut_off_within_an_epoch_goes_on_from_there_bit_for_b
         twice, again = train(Noisy(), tmp_path / "twice")
     assert len(trained_on) == 2 * steps and rows == again
     assert all(torch.equal(value, twice[name]) for name, value in once.items())
-    assert (f"going on after {done % 12 // 4} batches of the next" in caplog.text) == (done != 12)
+    told = f"going on from epoch {done // 12}" + (f" and {done % 12 // 4} batches of " if done % 12 else " of ")
+    assert told in caplog.text
+
+
+def test_an_epoch_that_was_begun_goes_on_with_as_many_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoslim.training.loop.KEPT_EVERY", 0)
+    data = torch.utils.data.DataLoader(Noisy(left=8), batch_size=4)
+    with pytest.raises(Stop):
+        autoslim.retrain(WithDropout(), data, folder=tmp_path, epochs=1, lr=0.05)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(autoslim.AutoSlimError, match="epoch 1 was begun with 3 batches, there are 2 now; pass the same batches"):
+        autoslim.retrain(WithDropout(), torch.utils.data.DataLoader(Noisy(), batch_size=6), folder=tmp_path, epochs=1, lr=0.05)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    with pytest.raises(autoslim.AutoSlimError, match="loss became nan"):
+        autoslim.retrain(
+            WithDropout(), [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))] * 3, folder=tmp_path, epochs=1, lr=0.05
+        )
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before  # of weights that were still good
 
 
 def test_a_finished_training_is_not_repeated_and_gets_its_metrics_back(tmp_path):

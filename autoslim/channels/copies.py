@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import operator
 import types
 from collections.abc import Mapping
 
@@ -18,7 +19,7 @@ def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
     check_hooks(model)
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     # What hooks compute into an attribute (weight_norm) cannot be copied with its history, and is computed anew.
-    computed = [v for m in model.modules() for v in _kept_tensors(m) if v.grad_fn]
+    computed = [v for m in model.modules() for v in kept_tensors(m) if v.grad_fn]
     shared |= {id(t): t.detach().clone() for t in computed}
     shared.update(memo or {})
     try:
@@ -29,14 +30,15 @@ def share_copy(model: nn.Module, memo: dict | None = None) -> nn.Module:
     return copied
 
 
-def _kept_tensors(module: nn.Module) -> list[torch.Tensor]:
+def kept_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Return the tensors that a module keeps, in rows and dicts, too."""
     return [leaf for leaf in tree_leaves(list(vars(module).values())) if isinstance(leaf, torch.Tensor)]
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """Copy `model` onto the meta device: same structure and shapes, no data; `model` is left as it is."""
     # Tensors that are plain attributes (a mean to subtract) too: they meet meta tensors in forward.
-    plain = [t for m in model.modules() for t in _kept_tensors(m)]
+    plain = [t for m in model.modules() for t in kept_tensors(m)]
     memo = {id(t): torch.empty_like(t, device="meta", requires_grad=False) for t in plain}
     for tensor in (*model.parameters(), *model.buffers()):
         like = torch.empty_like(tensor, device="meta")
@@ -68,33 +70,53 @@ def rebind(model: nn.Module, copies: Mapping[int, object]) -> None:
         model: the copy.
         copies: copies by the ids of what they were made of.
     """
+    made: dict[int, object] = {}
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, (types.FunctionType, functools.partial)):
-                vars(module)[name] = _rebound(value, copies)
+                vars(module)[name] = _rebound(value, copies, made)
 
 
-def _rebound(value, copies: Mapping[int, object], above: tuple = ()):
-    """Return a value with copies in place of what it holds; `above` are the functions that hold it."""
+def _rebound(value, copies: Mapping[int, object], made: dict[int, object]):
+    """Return a value with copies in place of the modules that it holds; what holds none as it is. `made` are functions by ids."""
+    again = functools.partial(_rebound, copies=copies, made=made)
     if isinstance(value, nn.Module):
         return copies.get(id(value), value)
     if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, _rebound(value.__self__, copies, above))
-    if not isinstance(value, (types.FunctionType, functools.partial)) or any(value is each for each in above):
-        return value
-    again = functools.partial(_rebound, copies=copies, above=(*above, value))
+        of = again(value.__self__)
+        return value if of is value.__self__ else types.MethodType(value.__func__, of)
+    if type(value) in (list, tuple):
+        parts = [again(part) for part in value]
+        return value if all(map(operator.is_, parts, value)) else type(value)(parts)
+    if type(value) is dict:
+        parts = {key: again(part) for key, part in value.items()}
+        return value if all(part is value[key] for key, part in parts.items()) else parts
     if isinstance(value, functools.partial):
-        words = {name: again(each) for name, each in value.keywords.items()}
-        return functools.partial(again(value.func), *map(again, value.args), **words)
-    cells = tuple(types.CellType(again(_contents(cell))) for cell in value.__closure__ or ())
-    held = (*map(_contents, value.__closure__ or ()), *(value.__defaults__ or ()), *vars(value).values())
-    if all(again(each) is each for each in held):
+        parts = [value.func, value.args, value.keywords]
+        held = again(parts)
+        return value if held is parts else functools.partial(held[0], *held[1], **held[2])
+    if not isinstance(value, types.FunctionType):
         return value
-    defaults = value.__defaults__ and tuple(map(again, value.__defaults__))
-    made = types.FunctionType(value.__code__, value.__globals__, value.__name__, defaults, cells or None)
-    made.__kwdefaults__ = value.__kwdefaults__
-    made.__dict__.update({name: again(each) for name, each in vars(value).items()})  # __wrapped__ too
-    return made
+    if id(value) not in made:
+        made[id(value)] = value  # for those that call themselves, until it is known whether they hold a module
+        old = [[_contents(cell) for cell in value.__closure__ or ()], value.__defaults__, value.__kwdefaults__, vars(value)]
+        if again(old) is not old:
+            made[id(value)] = _with_held(value, again)
+    return made[id(value)]
+
+
+def _with_held(function: types.FunctionType, again) -> types.FunctionType:
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+    again.keywords["made"][id(function)] = copied
+    for cell, old in zip(cells, function.__closure__ or ()):
+        if (value := _contents(old)) is not None:
+            cell.cell_contents = again(value)
+    copied.__defaults__, copied.__kwdefaults__ = again(function.__defaults__), again(function.__kwdefaults__)
+    copied.__dict__.update(again(vars(function)))  # __wrapped__ too
+    for name in ("__qualname__", "__doc__", "__module__"):
+        setattr(copied, name, getattr(function, name))
+    return copied
 
 
 def _contents(cell):

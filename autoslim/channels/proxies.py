@@ -135,11 +135,14 @@ def _watched(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (Unregistered, kind), names)
 
 
-def called_as_it_is(root: nn.Module) -> None:
-    """Let a network be traced by the forward that was put into the object, in place of its class's: fx asks the class."""
-    if "forward" in vars(root):
-        forward = {"forward": lambda self, *args, **kwargs: vars(self)["forward"](*args, **kwargs)}
-        root.__class__ = type(type(root).__name__, (type(root),), forward)
+def called_as_it_is(root: nn.Module) -> str:
+    """Return the method by which fx, which asks the class, traces the forward that was put into an object, if one was."""
+    if "forward" not in vars(root):
+        return "forward"
+    name = "_autoslim_forward"
+    forward = {name: lambda self, *args, **kwargs: vars(self)["forward"](*args, **kwargs)}
+    root.__class__ = type(type(root).__name__, (type(root),), forward)
+    return name
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def trace(model: nn.Module, example, rules: Mapping | None = None) -> Trace:
         own = not isinstance(module, torch.jit.ScriptModule) and not type(module).__module__.startswith("torch.nn.modules")
         if own and not job.is_leaf(module, name):
             job.watch.over(module)
-    called_as_it_is(skeleton)
+    job.forward = called_as_it_is(skeleton)
     graphs = {}
     with torch.no_grad(), same_randomness(), torch.device("meta"):
         for mode in ("eval", "train"):
@@ -137,6 +137,7 @@ class _Job:
     opaque: dict[str, str] = field(default_factory=dict)
     # Modules whose forward does not bear that the numbers it reads are traced; they are constants there.
     unwatched: set[str] = field(default_factory=set)
+    forward: str = "forward"  # the method that is traced
 
     def is_leaf(self, module: nn.Module, name: str) -> bool:
         """Tell whether a module is one operation: a layer of torch with its own weights, or what cannot be traced."""
@@ -206,6 +207,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, job: _Job):
         super().__init__(autowrap_functions=plain_functions(job.rules))
         self._job = job
+        self.traced_func_name = job.forward
         self._evaluating = False
         tensors = (*job.skeleton.named_parameters(), *job.skeleton.named_buffers())
         self._tensor_names = {id(tensor): name for name, tensor in tensors}

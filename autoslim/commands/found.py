@@ -85,10 +85,10 @@ def _told(path: Path, prefix: str, found: Remeasured) -> str:
     return text if prefix else f"{text}; {target} ms {'holds' if found.holds else 'is missed'}"
 
 
-def walked(trace, out: Path, precision: str) -> list[tuple[int, Score]]:
+def walked(trace, out: Path, whole: bool) -> list[tuple[int, Score]]:
     """Return multiply-adds and scores along the way down; of what was found only, unless all were scored as those are."""
     taken = [(c.macs, Score(c.error, c.loss, c.images)) for c in trace.path_taken()]
-    if precision == "fp32" and len({score.images for _, score in taken}) == 1:
+    if whole:
         return taken
     parts = ("error", "loss", "images")
     known = [config for config in found_configs(out, damaged=False) if config.estimate.keys() >= set(parts)]

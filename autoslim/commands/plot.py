@@ -89,7 +89,7 @@ def _check_seeds(trained: list[tuple[Path, dict]]) -> None:
     seen: dict[tuple, tuple[Path, list]] = {}
     for folder, settings in trained:
         networks = settings["switches"] if settings["kind"] == "switches" else {"": settings["channels"]}
-        same = [{name: [config["model"], config["channels"]] for name, config in networks.items()}]
+        same = [{name: [config.get("model"), config["channels"]] for name, config in networks.items()}]
         same += [settings[key] for key in ("data", "recipe", "skip_corrupt")]
         for config in networks.values():
             drawn_as = _configuration(settings), config["cost"]["macs"]
@@ -128,17 +128,17 @@ def _retrained(folder: Path, settings: dict) -> list[dict]:
     result = runs.read_result(folder)
     if result is None:
         raise RunError(f"{folder} has no result yet; finish it with the same command, or leave it out")
+    lead = settings["channels"] if settings["kind"] == "network" else next(iter(settings["switches"].values()))
+    family = [lead.get("model"), lead.get("input_shape"), *(settings[key] for key in ("data", "recipe", "skip_corrupt"))]
+    about = {
+        "configuration": _configuration(settings),
+        "family": json.dumps(family, sort_keys=True),
+        "space": lead.get("space"),
+        "folder": str(folder),
+    }
     try:
+        about["seed"] = result["seed"]
         networks = [result] if settings["kind"] == "network" else list(result["switches"].values())
-        lead = settings["channels"] if settings["kind"] == "network" else next(iter(settings["switches"].values()))
-        family = [lead["model"], lead["input_shape"], *(settings[key] for key in ("data", "recipe", "skip_corrupt"))]
-        about = {
-            "configuration": _configuration(settings),
-            "family": json.dumps(family, sort_keys=True),
-            "space": lead["space"],
-            "folder": str(folder),
-            "seed": result["seed"],
-        }
         return [{"macs": network["cost"]["macs"], "accuracy": 1 - network["test"]["error"], **about} for network in networks]
     except (KeyError, TypeError) as error:
         raise RunError(f"{folder / 'result.json'} is damaged ({error!r}); remove it and train again") from error

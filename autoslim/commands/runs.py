@@ -159,11 +159,14 @@ def run_images(run: Path, settings: dict, input_shape, device: torch.device, dat
         RunError: the run's images have changed since, so that others would be held out.
         DataError: they cannot be read, or have other classes.
     """
-    if data in (None, settings["data"]) and settings.get("held_out") is not None:
+    held_out = settings.get("held_out")
+    if data in (None, settings["data"]) and held_out is not None:
         return held_out_images(run, settings, input_shape, device)
     data = data or settings["data"]
     options = {"skip_corrupt": settings["skip_corrupt"], "normalization": settings.get("normalization")}
     images = load_images(data, input_shape, None, settings["seed"], device, **options)
+    if held_out is not None and images.digest == settings.get("data_digest"):  # by another name
+        return held_out_images(run, {**settings, "data": data}, input_shape, device)
     check_same_classes(settings, images, data)
     return images
 
@@ -402,7 +405,8 @@ def override(recipe: dict, **values) -> dict:
     merged = {**recipe, **{key: value for key, value in values.items() if value is not None}}
     stretch = merged["epochs"] / recipe["epochs"]
     if stretch != 1:
-        merged["warmup_epochs"] = round(merged["warmup_epochs"] * stretch, 2)
+        if values.get("warmup_epochs") is None:
+            merged["warmup_epochs"] = round(merged["warmup_epochs"] * stretch, 2)
         merged["milestones"] = [round(epoch * stretch, 2) for epoch in merged["milestones"]]
         merged["decay"] **= 1 / stretch if merged["schedule"] == "exponential" else 1
     Recipe.of(merged)

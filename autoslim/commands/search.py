@@ -290,7 +290,8 @@ def _search(
     if order == "greedy":
         uniform = [(budgets.table.cost(c).macs, evaluator.score(c)) for c in uniform_sweep(net)]
     if ranks.rank == 0:
-        taken = walked(trace, out, precision) if order == "greedy" else []
+        whole = precision == "fp32" and (effort == "exact" or not hasattr(evaluator, "contest"))
+        taken = walked(trace, out, whole) if order == "greedy" else []
         write_spectrum(out / "spectrum.csv", uniform, taken)
     return (found, notes) if ranks.rank == 0 else (None, [])
 

@@ -60,7 +60,7 @@ class TrainedRun:
 
     def same_but_seed(self, *others: str) -> str:
         """Return the settings but the seed, what follows from it, and `others`, to tell seeds of one training from other trainings."""
-        apart = ("seed", "versions", *others)
+        apart = ("seed", "versions", "normalization", *others)
         return json.dumps({key: value for key, value in self.settings.items() if key not in apart}, sort_keys=True)
 
     def bounds(self) -> tuple[float, float]:

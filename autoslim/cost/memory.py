@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.channels.config import ChannelConfig
-from autoslim.channels.copies import share_copy
+from autoslim.channels.copies import kept_tensors, share_copy
 from autoslim.channels.isolation import same_globals, same_randomness
 from autoslim.channels.trace import Untraceable, as_inputs
 from autoslim.channels.where import location, told
@@ -276,7 +276,7 @@ def _empty(mode: FakeTensorMode, value):
 
 def _empty_copy(network: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Copy a network for tensors without data: same structure and shapes."""
-    plain = [t for module in network.modules() for t in vars(module).values() if isinstance(t, torch.Tensor)]
+    plain = [t for module in network.modules() for t in kept_tensors(module)]
     memo = {id(tensor): _empty(mode, tensor) for tensor in (*plain, *network.buffers())}
     for parameter in network.parameters():
         # Autocast keeps its copies of those that are trained.

@@ -48,9 +48,10 @@ def load_custom(spec: str) -> tuple[ImageSet, ImageSet, list[str]]:
         train = convert_part(parts[0], f"{spec} train")
         test = convert_part(parts[1], f"{spec} test")
     names, others = (getattr(part, "classes", None) for part in parts)
-    if names is not None and others is not None and list(map(str, names)) != list(map(str, others)):
+    rows = [list(map(str, row)) for row in (names, others) if isinstance(row, (list, tuple))]
+    if len(rows) == 2 and rows[0] != rows[1]:
         raise DataError(
-            f"{spec}: the classes of train and test differ ({_differ(list(names), list(others))}), so that one label would stand "
+            f"{spec}: the classes of train and test differ ({_differ(*rows)}), so that one label would stand "
             "for two classes; return both with the same classes, in one order"
         )
     if names is None:

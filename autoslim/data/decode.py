@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import warnings
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from autoslim.errors import DataError
 
 LARGE_IMAGES = 96
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that exchange width and height
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class CorruptImage(DataError):
@@ -88,7 +98,7 @@ def decode_file(path: str, size: tuple[int, int]) -> np.ndarray:
             if image.size != (across, down):
                 image.draft(None, (2 * across, 2 * down))
             if turn != 1:
-                image = ImageOps.exif_transpose(image)
+                image = image.transpose(_TURNS[turn])
             if image.mode in ("P", "PA"):
                 image = image.convert("RGBA")
             image = image.convert("RGB")
@@ -98,7 +108,8 @@ def decode_file(path: str, size: tuple[int, int]) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything: OSError, SyntaxError, struct.error, ...
-        if isinstance(error, OSError) and error.errno is not None:  # of the file system; Pillow's own have none
+        # Of the file system: Pillow's own have no number, and a damaged offset is no valid one.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise DataError(f"{path} cannot be read ({error.strerror}); check the file and its permissions") from error
         raise CorruptImage(
             f"{path}: corrupt image ({error}); replace it, or train with --skip-corrupt, which leaves such images out"
@@ -106,14 +117,22 @@ def decode_file(path: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation in the header of an image, from 1 (upright) to 8; `getexif` would decode a PNG for it."""
     if image.format == "TIFF":  # which Pillow turns itself
         return 1
+    data = image.info.get("exif", b"")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of EXIF data that is damaged
-            return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # the pixels can be whole all the same
-        return 1
+        data = data.removeprefix(b"Exif\0\0")
+        order = {b"II": "<", b"MM": ">"}[data[:2]]
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, start)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, start + 2 + 12 * entry)
+            if tag == _ORIENTATION:
+                return value if value in _TURNS else 1
+    except (struct.error, KeyError, AttributeError, TypeError):
+        pass  # the pixels can be whole all the same
+    return 1
 
 
 def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float, float, float]:

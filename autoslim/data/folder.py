@@ -71,7 +71,7 @@ def list_part(root: Path, part: str, classes: list[str]) -> Listing:
         raise DataError(f"{root / part}: no images; expected {LAYOUT} with files of type {suffixes}")
     if empty:
         raise DataError(f"{empty[0]}: class folder without images; add files of type {suffixes}, or remove the folder")
-    if others:
+    if others and part == "train":
         log.info(
             "%s: %d entries of its class folders are no images of type %s, and are not read: %s",
             root / part, len(others), suffixes, ", ".join(others[:3]) + (", ..." if len(others) > 3 else ""),

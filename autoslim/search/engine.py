@@ -63,7 +63,6 @@ class PartialEvaluator(SupernetEvaluator):
     def __init__(self, net, images, calibration, *, calibration_images: int = 1024,
                  memory_budget: float | None = None, precision: str = "fp32", race: Mapping | None = None):  # fmt: skip
         super().__init__(net, images, calibration, calibration_images=calibration_images)
-        calibrate_roughly(net, self._calibration)
         if precision not in CASTS:
             raise ConfigError(f"precision {precision!r} is unknown; pass one of {', '.join(CASTS)}")
         if unknown := set(race or ()) - set(RACE):
@@ -75,6 +74,7 @@ class PartialEvaluator(SupernetEvaluator):
         # In 16 bits, and on GPUs, the order in which kernels add up depends on the channels that they make, and on the batch.
         leading = precision == "fp32" and on_cpu(net)
         # Three, as two are traced: it shows where code counts its images.
+        calibrate_roughly(net, self._calibration)
         checked = examples(3, self._calibration, self._images)  # memory is counted for the first
         self._partial = PartialNet(net, first_of(checked[0], 2), leading=leading, checked=checked)
         self._keeping = Keeping(self._partial)
@@ -183,9 +183,10 @@ class PartialEvaluator(SupernetEvaluator):
             drawn = self._given.arranged(order.split(batch)) if self._sorts else self._given.reordered(order.tolist())
             self._images = drawn
         size = max(CALIBRATION_BATCH, min(batch_of(self.net), self._most))
+        most = self._race["calibration"]
         if not scored_alone(self.net):  # a batch is normalised by its own statistics
-            size = max(self._calibration.sizes)
-        fast = self._calibration.cut(size, most=self._race["calibration"], alike=True)
+            size, most = max(self._calibration.sizes), sum(self._calibration.sizes[: batches_with(most, self._calibration.sizes)])
+        fast = self._calibration.cut(size, most=most, alike=True)
         self._used = self._calibration if effort == "exact" else fast
         # A configuration whose statistics are to serve a batch that is run whole needs those of all batch norms.
         largest = max(*self._used.sizes, *self._images.sizes)

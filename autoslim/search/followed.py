@@ -53,13 +53,22 @@ def check_writes(nodes: Sequence[fx.Node], place: Mapping[fx.Node, int]) -> None
 
 def _sharing(written: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """Return what lies in the memory of a value, of which it may be a view, or the other way round."""
-    held = _memory(written)
-    return [written, *(node for node in nodes if not held.isdisjoint(_memory(node)))]
+    return [written, *(node for node in nodes if any(_overlap(a, b) for a in _tensors(written) for b in _tensors(node)))]
 
 
-def _memory(node: fx.Node) -> set[int]:
-    leaves = tree_leaves(node.meta.get("value"))
-    return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)}
+def _tensors(node: fx.Node) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(node.meta.get("value")) if isinstance(leaf, Tensor)]
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors have numbers in common; halves of one have not."""
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata:
+        return False
+    if a.dtype != b.dtype:
+        return True
+    held = torch.zeros(a.untyped_storage().nbytes() // a.element_size(), dtype=torch.bool, device="cpu")
+    held.as_strided(a.size(), a.stride(), a.storage_offset()).fill_(True)
+    return held.as_strided(b.size(), b.stride(), b.storage_offset()).any().item()
 
 
 def writes(node: fx.Node) -> bool:

@@ -187,7 +187,7 @@ def _shapes(values) -> tuple:
 
 
 def _of_its_own(device: torch.device, value):
-    return value.clone() if isinstance(value, Tensor) and value.device == device else value
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
 
 
 def images_of(x) -> int:

@@ -44,7 +44,7 @@ class Supernet(nn.Module):
         example: one input `[N, C, H, W]`, or a tuple of the positional inputs.
         divisor, steps, min_ratio, anchor: the grid of legal widths, see `Grid`.
         average_inputs: divide the output of every conv but depthwise by its active inputs (US-Nets, supplementary).
-        rules: rules for operations of your own, see `find_groups`.
+        rules: rules for operations of your own, see `find_groups`; the supernet keeps them, and is pickled with them.
         choices: `include`, `exclude` (names of modules), `freeze`, `release`, `tie` (names of groups), see `find_groups`.
 
     Raises:

@@ -21,6 +21,7 @@ class Begun:
 
     Args:
         batches: that were trained on.
+        of: batches that the epoch has.
         images: in them.
         sums: of what was measured, over these images.
         seconds: spent.
@@ -28,6 +29,7 @@ class Begun:
     """
 
     batches: int = 0
+    of: int = 0
     images: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
@@ -79,10 +81,14 @@ class Epochs:
         except TypeError:  # a generator, or a DataLoader over an IterableDataset
             batches = list(batches)
             per_epoch = len(batches)
-        done = begun or Begun()
+        done = begun or Begun(of=per_epoch)
+        if done.of != per_epoch:
+            raise RunError(
+                f"epoch {epoch + 1} was begun with {done.of} batches, there are {per_epoch} now; pass the same batches, or another folder"
+            )
         done.sums = {name: total.to(self._device) for name, total in done.sums.items()}
         at_first = done.batches
-        started = kept = time.perf_counter()
+        started = kept = None
         before = done.seconds
         for index, (x, target) in enumerate(batches):
             if index < at_first:
@@ -90,12 +96,14 @@ class Epochs:
                     self._set_random(done.random, generator)
                     self._bar.initial = self._bar.n = epoch + at_first / per_epoch
                 continue
+            if started is None:
+                started = kept = time.perf_counter()
             self._freed.give_back()
             self._train(x, target, generator, epoch * per_epoch + index, per_epoch, done)
             done.batches = index + 1
             done.seconds = before + time.perf_counter() - started
             self._bar.update(epoch + done.batches / per_epoch - self._bar.n)
-            if time.perf_counter() - kept >= self._kept_every:
+            if time.perf_counter() - kept >= self._kept_every and all(total.isfinite() for total in done.sums.values()):
                 done.random = self._random(generator)
                 self._kept(asdict(done))
                 kept = time.perf_counter()

@@ -227,8 +227,8 @@ def _resume(path: Path, network, optimizer, recipe: Recipe, seed: int, kind: str
         begun = Begun(**state["begun"]) if state.get("begun") else None
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} does not fit the network ({str(error).splitlines()[0]}); use another folder") from error
-    if state["rows"] or begun:
-        log.info("going on from epoch %d of %s", len(state["rows"]), path)
     if begun:
-        log.info("going on after %d batches of the next", begun.batches)
+        log.info("going on from epoch %d and %d batches of %s", len(state["rows"]), begun.batches, path)
+    elif state["rows"]:
+        log.info("going on from epoch %d of %s", len(state["rows"]), path)
     return state["rows"], begun
