@@ -210,7 +210,7 @@ def test_estimates_and_accuracies_are_of_the_same_held_out_images(supernet, stud
     net, space, settings = load_supernet(supernet, "cpu")
     images = runs.load_images("digits", space.input_shape, settings["held_out"], 3, torch.device("cpu"))
     evaluator = runs.supernet_evaluator(net, images, space.search)
-    recipe = {**space.retrain, "epochs": 1}
+    recipe = runs.override(space.retrain, epochs=1)
     rows = pd.read_csv(studied / "rank.csv")
     assert list(rows["configuration"]) == ["uniform-321.1k", "random1-321.1k", "random2-321.1k"]
     assert list(rows["kind"]) == ["uniform", "random", "random"] and set(rows["images"]) == {len(images.search)}
@@ -254,9 +254,9 @@ def test_what_is_retrained_is_not_trained_again_and_a_seed_can_be_added(supernet
 
 
 def test_a_killed_study_goes_on(supernet, studied, tmp_path, monkeypatch, capsys):
-    from autoslim.training import loop
+    from autoslim.training.epoch import Epochs
 
-    epochs = loop._epoch
+    epochs = Epochs.run
     calls = []
 
     def killed(*args):
@@ -265,7 +265,7 @@ def test_a_killed_study_goes_on(supernet, studied, tmp_path, monkeypatch, capsys
             raise KeyboardInterrupt
         return epochs(*args)
 
-    monkeypatch.setattr(loop, "_epoch", killed)
+    monkeypatch.setattr(Epochs, "run", killed)
     study = ("study", "rank", supernet, *STUDY, "--seeds", "0,5", "--out", tmp_path)
     assert "interrupted" in refused(capsys, *study)
     assert not (tmp_path / "rank.csv").exists()
@@ -276,8 +276,8 @@ def test_a_killed_study_goes_on(supernet, studied, tmp_path, monkeypatch, capsys
 def test_the_test_images_are_not_looked_at(supernet, tmp_path, monkeypatch):
     load = runs.load_images
 
-    def without_test(*args):
-        return replace(load(*args), test=None)
+    def without_test(*args, **how):
+        return replace(load(*args, **how), test=None)
 
     monkeypatch.setattr(runs, "load_images", without_test)
     monkeypatch.setattr(runs.Images, "counts", lambda self: json.loads((supernet / "config.json").read_text())["images"])

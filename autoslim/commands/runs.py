@@ -1,7 +1,6 @@
 """Run folders, and the objects that are rebuilt from them."""
 
 import logging
-import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from autoslim import __version__
 from autoslim.channels.config import ChannelConfig
+from autoslim.commands.differences import differences, from_where_they_differ
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
 from autoslim.errors import ConfigError, DataError, RunError
 from autoslim.files import read_json, write_json
@@ -205,7 +205,7 @@ def held_out_images(run: Path, settings: dict, input_shape, device: torch.device
 def check_same_classes(settings: dict, images: Images, data: str) -> None:
     """Raise DataError unless the images have the classes, in their order, that the run was trained on."""
     if list(images.classes) != settings["classes"]:
-        before, now = _from_where_they_differ(settings["classes"], list(images.classes))
+        before, now = from_where_they_differ(settings["classes"], list(images.classes))
         raise DataError(
             f"{data!r} has {len(images.classes)} classes ({now}), the run was trained on "
             f"{len(settings['classes'])} ({before}); pass data with the same class names"
@@ -257,34 +257,10 @@ def check_run(folder: Path, kind: str, *, partly: bool = True, **settings) -> No
     before = before if isinstance(before, dict) else {}
     settings = {key: value for key, value in settings.items() if key in before or key not in _NOTED_LATER}
     wanted = {"format": FORMAT, "kind": kind, **settings}
-    changed, before_kind = _differences(before, wanted, partly), before.get("kind")
+    changed, before_kind = differences(before, wanted, partly), before.get("kind")
     if changed:
         remove = " or remove it" if kind == before_kind else ""
         raise RunError(f"{folder} holds another run ({'; '.join(changed[:5])}); pass another --out{remove}")
-
-
-def _differences(before: dict, now: dict, partly: bool, prefix: str = "") -> list[str]:
-    found = []
-    for key, value in now.items():
-        old = before.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
-            # A key that only the old table has counts, too.
-            value = value if partly else {**dict.fromkeys(old), **value}
-            found += _differences(old, value, partly, f"{prefix}{key}.")
-        elif old != value:
-            found.append("{}{} was {}, now {}".format(prefix, key, *_from_where_they_differ(old, value)))
-    return found
-
-
-def _from_where_they_differ(*values) -> list[str]:
-    texts = [repr(value) for value in values]
-    start = len(os.path.commonprefix(texts)) - 10
-    longest = max(map(len, texts))
-    return [_short(text if longest <= 40 or start <= 10 else f"...{text[start:]}") for text in texts]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def read_result(folder: Path, *places: tuple[str, ...]) -> dict | None:
