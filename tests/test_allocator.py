@@ -14,7 +14,7 @@ import autoslim
 from autoslim import allocator
 from autoslim.allocator import FreedMemory, keep_freed_memory
 from autoslim.search import evaluate
-from autoslim.training import loop
+from autoslim.training import epoch
 
 COUNT = """
 import resource, torch
@@ -90,7 +90,7 @@ def test_training_and_scoring_hand_back_what_they_free(monkeypatch):
         def give_back(self):
             asked.append(None)
 
-    for module in (loop, evaluate):
+    for module in (epoch, evaluate):
         monkeypatch.setattr(module, "FreedMemory", Freed)
     net = autoslim.Supernet(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(32, 5)), torch.randn(1, 3, 2, 2), divisor=4)
     data = [(torch.randn(4, 3, 2, 2), torch.randint(0, 5, (4,)))] * 3

@@ -174,6 +174,7 @@ def test_a_header_is_read_without_the_pixels(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_damaged_exif_block_harms_no_image(tmp_path, exif):
     pixels = random_image(np.random.default_rng(0))
     Image.fromarray(pixels).save(tmp_path / "image.jpg", quality=95, exif=exif)

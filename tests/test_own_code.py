@@ -801,6 +801,7 @@ def test_a_scripted_activation_stays_as_it_is():
     assert names(net) == ["0"]
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoints_of_activations_are_followed(reentrant):
     class Saving(Small):

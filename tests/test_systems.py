@@ -345,7 +345,8 @@ def test_a_width_between_switches_takes_the_next_wider_one(trained, tmp_path):
 def test_ordinary_networks_are_one_line_and_trainings_that_differ_are_not(trained, tmp_path, capsys):
     half = tmp_path / "half"
     short = ("--data", "digits", "--epochs", 1, "--device", "cpu")
-    assert run("train", "digits_cnn", "--system", "s-net", "--switches", "0.5", "--out", half, *short) == 0
+    alike = ("--data", "digits", "--epochs", 2, "--device", "cpu")
+    assert run("train", "digits_cnn", "--system", "s-net", "--switches", "0.5", "--out", half, *alike) == 0
     assert run("study", "widths", trained / "one", half, "--widths", "1.0,0.5", "--out", tmp_path / "a") == 0
     table = pandas.read_csv(tmp_path / "a" / "widths.csv")
     assert list(table.label.unique()) == ["ordinary networks, one a width"] and list(table.width) == [1.0, 0.5]

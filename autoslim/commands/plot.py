@@ -92,7 +92,8 @@ def _check_seeds(trained: list[tuple[Path, dict]]) -> None:
         same = [{name: [config.get("model"), config["channels"]] for name, config in networks.items()}]
         same += [settings[key] for key in ("data", "recipe", "skip_corrupt")]
         for config in networks.values():
-            drawn_as = _configuration(settings), config["cost"]["macs"]
+            cost = config.get("cost") or {}
+            drawn_as = _configuration(settings), cost.get("macs", json.dumps(config["channels"]))
             first, before = seen.setdefault(drawn_as, (folder, same))
             if before != same:
                 raise RunError(
