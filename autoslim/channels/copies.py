@@ -101,14 +101,16 @@ def _rebound(value, copies: Mapping[int, object], made: dict[int, object]):
         made[id(value)] = value  # for those that call themselves, until it is known whether they hold a module
         old = [[_contents(cell) for cell in value.__closure__ or ()], value.__defaults__, value.__kwdefaults__, vars(value)]
         if again(old) is not old:
-            made[id(value)] = _with_held(value, again)
+            _remake(value, copies, made)
     return made[id(value)]
 
 
-def _with_held(function: types.FunctionType, again) -> types.FunctionType:
+def _remake(function: types.FunctionType, copies: Mapping[int, object], made: dict[int, object]) -> None:
+    """Put into `made` a function that holds copies; before these are looked at, as they may hold it in turn."""
+    again = functools.partial(_rebound, copies=copies, made=made)
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
-    again.keywords["made"][id(function)] = copied
+    made[id(function)] = copied
     for cell, old in zip(cells, function.__closure__ or ()):
         if (value := _contents(old)) is not None:
             cell.cell_contents = again(value)
@@ -116,7 +118,6 @@ def _with_held(function: types.FunctionType, again) -> types.FunctionType:
     copied.__dict__.update(again(vars(function)))  # __wrapped__ too
     for name in ("__qualname__", "__doc__", "__module__"):
         setattr(copied, name, getattr(function, name))
-    return copied
 
 
 def _contents(cell):

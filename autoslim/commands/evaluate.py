@@ -124,23 +124,24 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
     from autoslim.channels.config import ChannelConfig
     from autoslim.commands import runs
     from autoslim.commands.search import load_supernet
-    from autoslim.cost.table import CostTable, checked_cost
+    from autoslim.cost.table import CostTable
     from autoslim.slimmable import family
 
     net, space, settings = load_supernet(folder, device)
+    table = CostTable(net)
     if config_path is not None:
         if width is not None:
             raise RunError(f"--width {width:g} has no meaning for {config_path}, which states its channels; leave it out")
         config = ChannelConfig.load(config_path)
-        checked_cost(net, config, str(config_path))
+        cost = table.checked(config, str(config_path))
     else:
         config = family.width_config(space, net, space.full_width if width is None else width)
+        cost = table.cost(config)
     low = net.grid.min_ratio * space.full_width
     if width is not None and width < low - 1e-9:
         click.echo(f"width {width:g} lies below what the supernet was trained for, {low:g} to {space.full_width:g}", err=True)
     images = runs.run_images(folder, settings, space.input_shape, runs.choose_device(device), data)
     result = runs.supernet_evaluator(net, images, space.search).score(config)
-    cost = CostTable(net).cost(config).to_json()
     kind = "shared-weight accuracy" if settings["held_out"] is None else "supernet estimate"
     part = "test" if images.search is None else "held-out training"
-    return {"kind": kind, "split": part, **result.to_json(), **cost}
+    return {"kind": kind, "split": part, **result.to_json(), **cost.to_json()}

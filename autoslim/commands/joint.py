@@ -4,7 +4,7 @@ from pathlib import Path
 
 from autoslim.channels.config import ChannelConfig
 from autoslim.commands import runs
-from autoslim.cost.table import CostTable, checked_cost
+from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError
 from autoslim.factories import build_model
 from autoslim.files import probe_writable, write_json
@@ -36,8 +36,9 @@ def build_switches(configs: dict[str, ChannelConfig], norm: str, system: str) ->
     options = family.group_options(lead.grouping)
     example = example_input(lead)
     net = Supernet(model, example, divisor=lead.divisor, **options)
+    table = CostTable(net)
     for name, config in configs.items():
-        checked_cost(net, config, name)
+        table.checked(config, name)
     return join_configs(net, configs, example, norm=norm, share_equal=system == "s-net", **options)
 
 

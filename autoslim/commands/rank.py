@@ -122,13 +122,13 @@ def _drawn(net, space, targets, count: int, seed: int, tolerance: float) -> dict
 
 def _given(paths: list[Path], net, space) -> dict:
     from autoslim.channels.config import ChannelConfig, origin
-    from autoslim.cost.table import CostTable, checked_cost
+    from autoslim.cost.table import CostTable
 
     table, found = CostTable(net), {}
     stems = [path.stem for path in paths]
     for path in paths:
         config = ChannelConfig.load(path)
-        checked_cost(net, config, str(path))
+        table.checked(config, str(path))
         # What several searches found for a target has one name, in folders of their own.
         name = path.stem if stems.count(path.stem) == 1 else f"{path.resolve().parent.name}-{path.stem}"
         if name in found:

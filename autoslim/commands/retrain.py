@@ -97,7 +97,7 @@ def load_network(config, where: str):
     """Build the plain network of a configuration; returns (network, cost). The weights are the factory's own."""
     import torch
 
-    from autoslim.cost.table import checked_cost
+    from autoslim.cost.table import CostTable
     from autoslim.factories import build_model
     from autoslim.slimmable.family import group_options
     from autoslim.slimmable.materialize import example_input, materialize
@@ -107,7 +107,7 @@ def load_network(config, where: str):
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model)
     net = Supernet(model, example_input(config), divisor=config.divisor, **group_options(config.grouping))
-    cost = checked_cost(net, config, where)
+    cost = CostTable(net).checked(config, where)
     return materialize(net, config), cost
 
 

@@ -61,7 +61,7 @@ class CostTable:
         return table
 
     def _read(self, channels: ChannelMap, model: nn.Module) -> None:
-        self._names = [group.name for group in channels.groups]
+        self._groups = channels.groups
         self._macs = [_Product(call.factor, call.axes) for call in channels.calls]
         self._fixed_macs = channels.fixed_macs
         self._fixed_params = self._fixed_bytes = 0
@@ -79,7 +79,7 @@ class CostTable:
     def cost(self, config: ChannelConfig | Mapping[str, int]) -> Cost:
         """Return the cost of a configuration (or of group names to channels)."""
         chosen = config.widths if isinstance(config, ChannelConfig) else config
-        widths = [chosen[name] for name in self._names]
+        widths = [chosen[group.name] for group in self._groups]
         macs = self._fixed_macs + sum(product.at(widths) for product in self._macs)
         params, size = self._fixed_params, self._fixed_bytes
         for product, itemsize in self._params:
@@ -88,14 +88,13 @@ class CostTable:
             size += count * itemsize
         return Cost(macs, params, size)
 
+    def checked(self, config: ChannelConfig, where: str) -> Cost:
+        """Return the cost of a configuration, which is checked against the network and, if it states a cost, against that.
 
-def checked_cost(net: Supernet, config: ChannelConfig, where: str) -> Cost:
-    """Return the cost of a configuration, which is checked against the network and, if it states a cost, against that.
-
-    Raises:
-        ConfigError: names `where` and all that does not fit.
-    """
-    config.check(net.groups, where)
-    cost = CostTable(net).cost(config)
-    config.check(net.groups, where, cost.to_json())
-    return cost
+        Raises:
+            ConfigError: names `where` and all that does not fit.
+        """
+        config.check(self._groups, where)
+        cost = self.cost(config)
+        config.check(self._groups, where, cost.to_json())
+        return cost

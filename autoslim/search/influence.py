@@ -142,8 +142,8 @@ class Influence:
                 continue
             if not isinstance(self._nodes[i].meta.get("value"), Tensor) or i in self.shared:
                 continue
-            if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-                continue  # they may mix channels
+            if has_own_code(layer):
+                continue  # which may mix channels
             kind = getattr(type(layer), "plain", type(layer))
             produces = touched.isdisjoint(self.sources[i])
             axes = {name: axes for name, axes in _axes(layer).items() if any(axes)}
@@ -167,6 +167,11 @@ class Influence:
 
     def _read_by(self, nodes: set[int]) -> frozenset[int]:
         return frozenset(j for i in nodes for j in self.sources[i] if j not in nodes)
+
+
+def has_own_code(layer: nn.Module) -> bool:
+    """Tell whether hooks, or a forward of its own, were put into a layer."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def _axes(layer: nn.Module) -> dict[str, Sequence[ActiveAxis | None]]:

@@ -14,7 +14,7 @@ from autoslim.channels.proxies import read_size
 from autoslim.channels.rules.table import RULES
 from autoslim.channels.trace import Untraceable, as_inputs, run_node, trace
 from autoslim.search.followed import NotPartial, check_branches, check_constants, check_outputs, check_writes, in_parts, writes
-from autoslim.search.influence import Influence
+from autoslim.search.influence import Influence, has_own_code
 from autoslim.search.samples import first_of
 from autoslim.slimmable.calibrate import Measure
 from autoslim.slimmable.layers import Slimmable
@@ -318,5 +318,5 @@ class PartialNet:
 def _is_plain(layer: nn.Module) -> bool:
     """Tell whether a layer is one of PyTorch's, without buffers, and without hooks or a forward of its own."""
     kind = layer.plain if isinstance(layer, Slimmable) else type(layer)
-    own = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return kind.__module__.startswith("torch.nn.modules.") and not own and all(b is None for b in layer._buffers.values())
+    torchs = kind.__module__.startswith("torch.nn.modules.") and not has_own_code(layer)
+    return torchs and all(buffer is None for buffer in layer._buffers.values())

@@ -121,7 +121,7 @@ class Samples:
         return self.labelled() * (math.prod(shape) if isinstance(shape, torch.Size) else 1)
 
     def leading(self, count: int) -> "Samples":
-        """Return the first images as one batch, `count` of them where all are of one size; of the first batch alone elsewhere."""
+        """Return the first images that were stored as one batch: `count` of them where all are of one size, else of the first batch."""
         parts = [self._stored[0]]
         if len(self.shapes()) == 1:
             for part in self._stored[1:]:

@@ -21,10 +21,10 @@ class Begun:
 
     Args:
         batches: that were trained on.
-        of: batches that the epoch has.
-        images: in them.
+        of: batches that the epoch has in all.
+        images: that were trained on.
         sums: of what was measured, over these images.
-        seconds: spent.
+        seconds: spent on training.
         random: states of the random numbers: torch's own, those of drawn widths, and those of the GPU if there is one.
     """
 
@@ -40,23 +40,19 @@ class Epochs:
     """Trains a network one epoch at a time.
 
     Args:
+        network: on the device that it is trained on.
         step: `(x, target, generator=) -> measured`, which accumulates the gradients of a batch.
+        optimizer: of the network's parameters; its learning rate is set before every step.
+        seed: of everything that is drawn in an epoch.
         bar: shows the epochs that are done.
         kept: is called with `asdict(Begun)` now and then, to be stored with weights and optimizer.
         kept_every: seconds between these calls.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        step: Callable,
-        optimizer,
-        recipe: Recipe,
-        seed: int,
-        bar: tqdm,
-        kept: Callable,
-        kept_every: float,
-    ):
+        self, network: nn.Module, step: Callable, optimizer, recipe: Recipe, *,
+        seed: int, bar: tqdm, kept: Callable, kept_every: float,
+    ):  # fmt: skip
         self._network = network
         self._step = step
         self._optimizer = optimizer
@@ -69,7 +65,20 @@ class Epochs:
         self._device = next(network.parameters()).device
 
     def run(self, batches: Iterable, epoch: int, begun: Begun | None) -> dict:
-        """Train for epoch number `epoch`, counted from 0, from where it was left; returns its row of metrics.csv."""
+        """Train for an epoch, from where it was left.
+
+        Args:
+            batches: `(images [N, C, H, W], labels [N])` batches.
+            epoch: its number, counted from 0.
+            begun: how far it has come; None where it was not begun.
+
+        Returns:
+            its row of metrics.csv.
+
+        Raises:
+            DataError: there is no batch.
+            RunError: there are more or fewer batches than when it was begun, or the loss is no finite number.
+        """
         # Everything random in an epoch follows from (seed, epoch), so that a resumed training repeats it.
         drawn_from = (self._seed * 1_000_003 + epoch) % 2**63
         torch.manual_seed(drawn_from)
@@ -88,7 +97,7 @@ class Epochs:
             )
         done.sums = {name: total.to(self._device) for name, total in done.sums.items()}
         at_first = done.batches
-        started = kept = None
+        started = kept = None if at_first else time.perf_counter()  # what is passed over is no training
         before = done.seconds
         for index, (x, target) in enumerate(batches):
             if index < at_first:

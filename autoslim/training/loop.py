@@ -197,7 +197,7 @@ def _run_epochs(
     told = {"desc": f"training {kind}", "bar_format": _BAR, "miniters": 0, "mininterval": 1 if sys.stderr.isatty() else 60}
     bar = tqdm(total=recipe.epochs, initial=len(rows), disable=not progress, **told)
     devices = [device] if device.type == "cuda" else []
-    epochs = Epochs(network, step, optimizer, recipe, seed, bar, keep, KEPT_EVERY)
+    epochs = Epochs(network, step, optimizer, recipe, seed=seed, bar=bar, kept=keep, kept_every=KEPT_EVERY)
     with bar, torch.random.fork_rng(devices=devices):
         for epoch in range(len(rows), recipe.epochs):
             network.train()
