@@ -54,10 +54,10 @@ def load_factory(name: str) -> Callable[..., Any]:
     if parts is None:
         raise ModelError(f"factory '{name}' is not of the form pkg.module:function")
     module_name, attribute = parts
-    if module_name.partition(".")[0] not in _OURS and is_foreign(module_name):  # not even imported
-        raise ModelError(_FOREIGN.format(name, module_name))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does; a console script has its own folder there
+    if module_name.partition(".")[0] not in _OURS and is_foreign(module_name):  # not even imported
+        raise ModelError(_FOREIGN.format(name, module_name))
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

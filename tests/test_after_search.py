@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -175,6 +176,43 @@ def test_another_run_is_told_from_where_it_differs(tmp_path):
     assert "classes was ['a', 'b'], now ['a', 'c']" in str(caught.value)
     before, _, now = str(caught.value).partition("amounts was ")[2].partition(";")[0].partition(", now ")
     assert before.endswith("}]") and "59000000.0" in now
+
+
+def test_of_two_runs_that_begin_at_once_in_a_folder_one_is_refused(tmp_path, monkeypatch):
+    refusals = []
+
+    def other():
+        with pytest.raises(RunError) as caught:
+            runs.write_run(tmp_path, "supernet", seed=1)
+        refusals.append(str(caught.value))
+
+    def slowly(*written):
+        monkeypatch.undo()
+        thread.start()
+        thread.join(0.5)  # it waits
+        write_json(*written)
+
+    thread, write_json = threading.Thread(target=other), runs.write_json
+    monkeypatch.setattr(runs, "write_json", slowly)
+    runs.write_run(tmp_path, "supernet", seed=0)
+    thread.join()
+    assert "seed was 0, now 1" in refusals[0] and json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_that_goes_on_with_other_versions_tells_it(tmp_path, caplog):
+    runs.write_run(tmp_path, "search", seed=0)
+    runs.write_run(tmp_path, "search", seed=0)
+    assert not caplog.text
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "versions": {**runs.versions(), "torch": "1.0"}}))
+    runs.write_run(tmp_path, "search", seed=0)
+    assert f"was begun with other versions (torch was '1.0', now '{torch.__version__}')" in caplog.text
+
+
+def test_a_space_that_is_no_table_is_damaged():
+    with pytest.raises(RunError, match="the search space in the run's config.json is damaged"):
+        runs.space_from_json(3)
 
 
 def test_a_configuration_outside_the_run_is_scored_by_its_supernet(supernet, tmp_path, capsys):

@@ -378,6 +378,9 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(autoslim.AutoSlimError, match="line 4"):
         autoslim.SearchTrace(path)
+    path.write_text("\n".join([*lines[:2], "1" * 200_000]) + "\n")
+    with pytest.raises(autoslim.AutoSlimError, match="is damaged"):
+        autoslim.SearchTrace(path)
 
 
 def test_a_message_beside_the_bar_has_a_line_of_its_own(capsys):

@@ -475,6 +475,13 @@ def test_factory_in_the_current_folder(here):
     )
 
 
+def test_a_module_of_the_current_folder_may_be_called_as_an_installed_package(here, monkeypatch):
+    (here / "cycler.py").write_text("from torch import nn\ndef net(): return nn.Conv2d(3, 4, 1)\n")
+    monkeypatch.delitem(sys.modules, "cycler", raising=False)
+    assert build_model({"factory": "cycler:net"}).out_channels == 4
+    del sys.modules["cycler"]
+
+
 def test_factory_that_cannot_be_imported(here):
     (here / "homemade_broken.py").write_text("1 / 0\n")
     (here / "homemade_hungry.py").write_text("import homemade_missing\n")

@@ -16,7 +16,7 @@ import autoslim
 from autoslim.channels.config import ChannelConfig
 from autoslim.commands import runs, systems
 from autoslim.commands.joint import build_switches, load_switches
-from autoslim.commands.retrain import load_network
+from autoslim.commands.retrain import load_network, with_classes
 from autoslim.commands.trained import open_run
 from autoslim.sandwich import Sandwich
 from autoslim.search.stages import find_stages, stage_configs
@@ -397,7 +397,7 @@ def test_found_configurations_are_trained_jointly(trained, tmp_path, capsys):
 def test_published_networks_take_the_classes_of_the_images_alone_and_jointly():
     names = ("mobilenet_v2-207M", "mobilenet_v2-305M")
     given = {name: ChannelConfig.load(find_config(name)) for name in names}
-    configs = {name: runs.with_classes(config, 10) for name, config in given.items()}
+    configs = {name: with_classes(config, 10) for name, config in given.items()}
     network, cost = load_network(configs[names[0]], names[0])
     assert network.classifier[1].out_features == 10
     assert cost.macs == 206_767_048 - 990 * 1920 and cost.params == 4_125_104 - 990 * 1921
@@ -406,7 +406,7 @@ def test_published_networks_take_the_classes_of_the_images_alone_and_jointly():
     for name, config in configs.items():
         plain = net.materialize(name)
         assert sum(p.numel() for p in plain.parameters()) == load_network(config, name)[1].params
-    assert runs.with_classes(given[names[0]], 1000) is given[names[0]]
+    assert with_classes(given[names[0]], 1000) is given[names[0]]
 
 
 @pytest.mark.parametrize("what", ["curves", "norms", "images"])

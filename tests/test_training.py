@@ -298,6 +298,8 @@ def test_the_rate_of_the_last_iteration_is_in_the_metrics(tmp_path):
 def test_all_faults_of_a_recipe_are_listed_at_once():
     with pytest.raises(autoslim.AutoSlimError) as caught:
         autoslim.Recipe(epochs=0, lr=-1, schedule="steps", label_smoothing=1.0, sandwich="max,random", clip_norm=float("nan"))
+    with pytest.raises(autoslim.AutoSlimError, match="lr is inf, not a number of 0 or more"):
+        autoslim.Recipe(lr=float("inf"))
     for name in ("epochs is 0", "lr is -1", "schedule is 'steps'", "label_smoothing", "sandwich 'max,random'", "clip_norm"):
         assert name in str(caught.value)
 

@@ -7,7 +7,7 @@ from autoslim.commands import runs
 from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError
 from autoslim.factories import build_model
-from autoslim.files import probe_writable, write_json
+from autoslim.files import write_json
 from autoslim.search.evaluate import evaluate
 from autoslim.slimmable import family
 from autoslim.slimmable.materialize import example_input
@@ -54,7 +54,6 @@ def joint_run(configs: dict[str, ChannelConfig], images: runs.Images, out: Path,
 
     net = build_switches(configs, norm, settings["system"])
     check_classes(net, next(iter(configs.values())), images, settings["data"])
-    probe_writable(out)
     switches = {name: config.to_json() for name, config in configs.items()}
     runs.write_run(
         out, "switches", images.normalization(), **settings, switches=switches, norm=norm, recipe=recipe,

@@ -74,7 +74,7 @@ def retrain_jointly(config_paths, data: str, out: Path, *, norm: str, seed: int,
     for path in paths:
         _check_takes_images(configs[path.stem], str(path))
     images = runs.load_images(data, first.input_shape, None, seed, runs.choose_device(device), skip_corrupt)
-    configs = {name: runs.with_classes(config, len(images.classes)) for name, config in configs.items()}
+    configs = {name: with_classes(config, len(images.classes)) for name, config in configs.items()}
     settings = {"data": data, "seed": seed, "skip_corrupt": skip_corrupt}
     return joint_run(configs, images, out, system="joint", norm=norm, recipe=recipe, space=None, **settings)
 
@@ -117,7 +117,7 @@ def retrain_run(config_path, data: str, out: Path, *, seed: int, device="auto", 
 
     from autoslim.channels.config import ChannelConfig, origin
     from autoslim.commands import runs
-    from autoslim.files import probe_writable, write_json
+    from autoslim.files import write_json
     from autoslim.search.evaluate import evaluate
     from autoslim.slimmable import family
     from autoslim.spaces import check_table, find_config
@@ -130,11 +130,10 @@ def retrain_run(config_path, data: str, out: Path, *, seed: int, device="auto", 
     recipe = runs.override(check_table("retrain", config.provenance.get("retrain", {}), str(config_path)), **overrides)
     _check_takes_images(config, str(config_path))
     images = runs.load_images(data, config.input_shape, None, seed, place, skip_corrupt)
-    config = runs.with_classes(config, len(images.classes))
+    config = with_classes(config, len(images.classes))
     network, cost = load_network(config, str(config_path))
     config = replace(config, cost=cost.to_json())
     check_classes(network, config, images, data)
-    probe_writable(out)
     runs.write_run(
         out, "network", images.normalization(), channels=config.to_json(), data=data, seed=seed, recipe=recipe,
         classes=list(images.classes), skip_corrupt=skip_corrupt, **images.noted(),
@@ -155,6 +154,27 @@ def retrain_run(config_path, data: str, out: Path, *, seed: int, device="auto", 
     }
     write_json(out / "result.json", result)
     return result
+
+
+def with_classes(config, classes: int):
+    """Return a published or hand-written configuration for another number of classes, its cost left out.
+
+    Other configurations stay as they are: they were searched on the classes that they have.
+    """
+    from dataclasses import replace
+
+    from autoslim.spaces import load_space
+
+    if config.provenance.get("kind") not in ("published", "imported") or not config.space or not config.model:
+        return config
+    try:
+        space = load_space(config.space)
+    except ConfigError:  # a space of the user's own
+        return config
+    kwargs, argument = config.model.get("kwargs", {}), space.classes_argument
+    if space.factory != config.model["factory"] or argument is None or kwargs.get(argument) == classes:
+        return config
+    return replace(config, model={**config.model, "kwargs": {**kwargs, argument: classes}}, cost={})
 
 
 def check_classes(network, config, images, data: str) -> None:

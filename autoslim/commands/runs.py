@@ -2,21 +2,20 @@
 
 import logging
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from autoslim import __version__
-from autoslim.channels.config import ChannelConfig
 from autoslim.commands.differences import differences, from_where_they_differ
 from autoslim.data import FileImages, ImageSet, Loader, channel_statistics, load_data, split
-from autoslim.errors import ConfigError, DataError, RunError
-from autoslim.files import read_json, write_json
+from autoslim.errors import DataError, RunError
+from autoslim.files import in_turn, probe_writable, read_json, write_json
 from autoslim.search.evaluate import SupernetEvaluator
 from autoslim.search.judge import step_evaluator
 from autoslim.slimmable.supernet import Supernet
-from autoslim.spaces import Space, check_table, load_space
+from autoslim.spaces import Space, check_table
 from autoslim.training.checkpoint import load_weights
 from autoslim.training.recipe import Recipe
 
@@ -218,14 +217,27 @@ def write_run(folder: Path, kind: str, noted: dict | None = None, **settings) ->
     Args:
         noted: what is written, too, and may be another when it goes on.
 
+    Of two processes that begin one at once, the later one checks.
+
     Raises:
-        RunError: the folder holds another run.
+        RunError: the folder holds another run, or cannot be made or written.
     """
     path = folder / "config.json"
-    if path.exists():
+    probe_writable(folder)
+    with in_turn(path, lambda: None):
+        if not path.exists():
+            write_json(path, {"format": FORMAT, "kind": kind, **settings, **(noted or {}), "versions": versions()})
+            return
         check_run(folder, kind, partly=False, **settings)
-        return
-    write_json(path, {"format": FORMAT, "kind": kind, **settings, **(noted or {}), "versions": versions()})
+    _tell_other_versions(folder)
+
+
+def _tell_other_versions(folder: Path) -> None:
+    before = read_json(folder / "config.json", RunError).get("versions")
+    changed = differences(before, versions(), partly=True) if isinstance(before, dict) else []
+    if changed:
+        log.warning("%s was begun with other versions (%s): what is done from here on may differ in its last digits",
+                    folder, "; ".join(changed))  # fmt: skip
 
 
 def noted_memory_budget(folder: Path) -> float | None:
@@ -330,6 +342,8 @@ def space_to_json(space: Space) -> dict:
 def space_from_json(document: dict) -> Space:
     """Rebuild the search space of a run."""
     try:
+        if not isinstance(document, dict):
+            raise TypeError(f"{document!r} is no table")
         known = {"groups": check_table("groups", document.get("groups", {}), "groups"), "path": None}
         return Space(**{**document, **known, "input_shape": tuple(document["input_shape"])})
     except (TypeError, KeyError) as error:
@@ -354,23 +368,6 @@ def judged_on(images: Images, rules: dict) -> tuple[Loader, Loader]:
     count = rules["calibration_images"]
     scored = images.test if images.search is None else images.search
     return images.scoring(scored, rules["batch_size"]), images.calibration(count)
-
-
-def with_classes(config: ChannelConfig, classes: int) -> ChannelConfig:
-    """Return a published or hand-written configuration for another number of classes, its cost left out.
-
-    Other configurations stay as they are: they were searched on the classes that they have.
-    """
-    if config.provenance.get("kind") not in ("published", "imported") or not config.space or not config.model:
-        return config
-    try:
-        space = load_space(config.space)
-    except ConfigError:  # a space of the user's own
-        return config
-    kwargs, argument = config.model.get("kwargs", {}), space.classes_argument
-    if space.factory != config.model["factory"] or argument is None or kwargs.get(argument) == classes:
-        return config
-    return replace(config, model={**config.model, "kwargs": {**kwargs, argument: classes}}, cost={})
 
 
 def override(recipe: dict, **values) -> dict:

@@ -102,7 +102,6 @@ def train_run(
     `held_out` None stands for the space's number of images for "autoslim", and for none for the other systems.
     """
     from autoslim.commands import runs, systems
-    from autoslim.files import probe_writable
     from autoslim.slimmable import family
     from autoslim.training.loop import train_supernet
     from autoslim.training.recipe import Recipe
@@ -116,7 +115,6 @@ def train_run(
     space = space.with_classes(len(images.classes))
     net = family.build_supernet(space, place)
     batches = images.training(images.train, space.train, seed)
-    probe_writable(out)
     runs.write_run(
         out, "supernet", images.normalization(), system=system, space=runs.space_to_json(space), data=data, held_out=held_out,
         seed=seed, classes=list(images.classes), skip_corrupt=skip_corrupt, **images.noted(),

@@ -31,11 +31,11 @@ def read_rows(path: Path, columns: Sequence[str], parse: Callable[[list[str]], R
     if not newline and ",".join(columns).startswith(text):
         return [], False  # cut off within its first line
     reader = csv.reader(whole.splitlines())
-    if next(reader, None) != list(columns):
-        raise RunError(f"{path} is not {what} (columns {','.join(columns)}); move it away or search into another folder")
     try:
+        if next(reader, None) != list(columns):
+            raise RunError(f"{path} is not {what} (columns {','.join(columns)}); move it away or search into another folder")
         return [parse(cells) for cells in reader], not unfinished
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise RunError(f"{path} line {reader.line_num} is damaged ({error}); cut the file before that line") from error
 
 

@@ -69,8 +69,8 @@ class Recipe:
         except ConfigError as error:
             faults.append(str(error))
         for name in ("lr", "warmup_epochs", "momentum", "weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                faults.append(f"{name} is {getattr(self, name)!r}, not 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                faults.append(f"{name} is {getattr(self, name)!r}, not a number of 0 or more")
         if not 0 <= self.label_smoothing < 1:
             faults.append(f"label_smoothing is {self.label_smoothing!r}, not in [0, 1)")
         if self.nesterov and not self.momentum:
