@@ -224,7 +224,7 @@ def test_a_configuration_outside_the_run_is_scored_by_its_supernet(supernet, tmp
     assert found["kind"] == "supernet estimate" and found["macs"] == config.cost["macs"]
     assert (found["error"], found["loss"]) == pytest.approx((config.estimate["error"], config.estimate["loss"]), rel=1e-6)
     assert "does not exist" in refused(capsys, "evaluate", out / "no.json", "--supernet", supernet)
-    assert "--supernet" in refused(capsys, "evaluate", supernet, "--supernet", supernet)
+    assert "--supernet" in refused(capsys, "evaluate", supernet, "--supernet", supernet, code=2)
     assert "is not a run" in refused(capsys, "evaluate", path, "--supernet", out.parent)
     assert "holds a search, not a supernet" in refused(capsys, "evaluate", path, "--supernet", out)
 
@@ -325,7 +325,7 @@ def test_pictures_of_one_search_are_not_drawn_of_several(supernet, tmp_path, cap
         assert f"--what {what} draws one search, 2 are given" in told
     empty = changed(supernet, tmp_path / "empty")  # whose search went elsewhere
     assert run("plot", empty, tmp_path / "a", "--what", "path", "--out", tmp_path / "path.png") == 0
-    told = refused(capsys, "plot", tmp_path / "a", "--device", "cpu", "--out", tmp_path / "picture.png")
+    told = refused(capsys, "plot", tmp_path / "a", "--device", "cpu", "--out", tmp_path / "picture.png", code=2)
     assert "--device has no meaning for --what spectrum" in told
     drawn = plotting.plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "picture.png")
     assert drawn is None and (tmp_path / "picture.png").exists()

@@ -175,7 +175,7 @@ def test_unknown_words_are_refused(tmp_path, capsys):
 
 def test_a_run_of_another_kind_is_refused(supernet, network, capsys):
     assert "not a supernet" in refused(capsys, "search", network, "--flops-target", "50%")
-    assert "--width" in refused(capsys, "evaluate", network, "--width", "1.0")
+    assert "--width" in refused(capsys, "evaluate", network, "--width", "1.0", code=2)
 
 
 def test_another_training_does_not_overwrite_a_run(supernet, capsys):
@@ -256,7 +256,7 @@ def test_the_shape_of_images_replaces_that_of_a_space(capsys):
     at = {shape: printed(capsys, "profile", "mobilenet_v2", *shape) for shape in ((), ("--input-shape", "3,112,112"))}
     small, usual = sorted(found["macs"] for found in at.values())
     assert 0.25 < small / usual < 0.28
-    assert "states its own" in refused(capsys, "profile", "mobilenet_v2-305M", "--input-shape", "3,112,112")
+    assert "states its own" in refused(capsys, "profile", "mobilenet_v2-305M", "--input-shape", "3,112,112", code=2)
 
 
 def test_without_a_verb_there_is_the_whole_help(capsys):

@@ -1,4 +1,5 @@
 import warnings
+from decimal import ROUND_CEILING
 
 import pytest
 import torch
@@ -106,6 +107,11 @@ def test_wrong_amounts_are_refused_with_their_text(text):
 )
 def test_amounts_in_short(value, text):
     assert KINDS["macs"].format(value) == text
+
+
+def test_an_amount_that_is_rounded_up_takes_the_next_unit():
+    assert KINDS["memory"].format(999_700_000, 3) == KINDS["memory"].format(999_000_001, 3, ROUND_CEILING) == "1GB"
+    assert KINDS["latency"].format(0.99999) == "1ms"
 
 
 def test_targets_come_largest_first_and_within_reach():

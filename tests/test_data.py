@@ -328,7 +328,7 @@ def test_digits():
     datasets = pytest.importorskip("sklearn.datasets")
     data = load_data("digits")
     assert data.classes == tuple("0123456789")
-    assert data.num_classes == 10
+    assert len(data.classes) == 10
     assert data.image_shape == (1, 8, 8)
     assert len(data.train) + len(data.test) == 1797
     assert len(data.test) == 359

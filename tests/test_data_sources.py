@@ -474,7 +474,7 @@ def test_fashion_mnist(tmp_path):
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(6, dtype=np.uint8))
     data = load_data(f"fashion-mnist:{tmp_path}")
     assert data.image_shape == (1, 28, 28)
-    assert data.num_classes == 10
+    assert len(data.classes) == 10
     assert np.array_equal(data.train.images[:, 0].numpy(), images)
     assert data.test.labels.tolist() == list(range(6))
     whole = (raw / "train-images-idx3-ubyte").read_bytes()

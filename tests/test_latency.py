@@ -615,6 +615,7 @@ def test_a_search_measures_its_own_table_once(tmp_path, capsys, faked, monkeypat
     faked(Fake(limit=0))
     monkeypatch.setattr(latency, "measure", Fake(limit=0))
     assert run(*command) == 0
+    assert printed(capsys, "latency-table", folder, "--device", "cpu", "--batch", 2, "--check", 0)["path"] == str(path)
     assert {each: each.read_bytes() for each in before} == before
 
 

@@ -21,7 +21,7 @@ from autoslim.models import mnasnet, resnet50, shufflenet
 from autoslim.slimmable.family import width_config
 from autoslim.slimmable.materialize import example_input
 from autoslim.spaces import find_config, load_space, published_configs
-from cli import printed, run
+from cli import printed, refused, run
 
 # MACs of conv and linear layers, the same with average pooling, parameters of conv and linear layers, of batch norms.
 UNIFORM = {
@@ -163,8 +163,9 @@ def test_switches_of_a_space_and_of_the_user(capsys):
 
 @pytest.mark.parametrize("text", ["0.5,0.5", "", "0.5,x", "0,1", "nan"])
 def test_switches_that_are_none(text, capsys):
-    assert run("profile", "mobilenet_v1", "--switches", text) == 1
-    assert f"--switches {text!r} is no list of different widths above 0" in capsys.readouterr().err
+    assert f"{text!r} is no list of different width multipliers" in refused(
+        capsys, "profile", "mobilenet_v1", "--switches", text, code=2
+    )
 
 
 def test_pooling_counts_inputs_of_modules_and_functions():
@@ -220,7 +221,7 @@ def test_published_configurations_go_by_path_and_by_name(capsys):
     assert find_config("mobilenet_v2-305M") == FOLDER / "mobilenet_v2-305M.json"
     for name in ("mobilenet_v2-305M", FOLDER / "mobilenet_v2-305M.json"):
         assert_counts(printed(capsys, "profile", name), *SEARCHED["mobilenet_v2-305M"])
-    assert run("profile", "mobilenet_v2-305M", "--width", "1.0") == 1
+    assert run("profile", "mobilenet_v2-305M", "--width", "1.0") == 2
     assert "states its channels" in capsys.readouterr().err
     with pytest.raises(AutoSlimError, match=r"does not exist \(closest: 'mobilenet_v2-305M'\); .* mnasnet-217M, mnasnet-532M"):
         find_config("mobilenet_v2-305")

@@ -8,7 +8,7 @@ from autoslim.search.evaluate import Score
 UNIFORM = [(1e6, 0.12), (2e6, 0.60), (4e6, 0.70)]
 GREEDY = [(4e6, 0.70), (3e6, 0.69), (2e6, 0.66)]
 RETRAINED = [
-    {"macs": 2e6, "accuracy": accuracy, "configuration": kind, "seed": seed}
+    {"macs": 2e6, "accuracy": accuracy, "configuration": kind, "seed": seed, "kind": "retrained accuracy"}
     for kind, base in (("searched", 0.74), ("uniform", 0.72))
     for seed, accuracy in enumerate((base, base + 0.01, base + 0.005))
 ]
@@ -40,6 +40,14 @@ def test_estimates_and_retrained_networks_are_distinguishable_series():
     }
     assert len(looks) == 5
     assert "mean of 3 seeds" in text
+
+
+def test_accuracies_of_joint_training_are_headed_as_such():
+    joint = [{**row, "configuration": "S-Net", "kind": "jointly trained accuracy"} for row in RETRAINED[:1]]
+    for retrained, heading in [(RETRAINED, "from scratch"), (joint, "Jointly"), ([*RETRAINED, *joint], "and jointly")]:
+        figure = spectrum._figure(uniform=[], paths=[], found=[], retrained=retrained)
+        (legend,) = figure.axes[0].findobj(match=spectrum.Legend)
+        assert heading in legend.get_title().get_text()
 
 
 def test_means_and_ranges_are_those_of_the_seeds():

@@ -17,11 +17,13 @@ from autoslim import spaces
 from autoslim.commands import AboveBars
 from autoslim.commands.search import search as search_command
 from autoslim.cost.budgets import Budgets, Target
+from autoslim.errors import RunError
 from autoslim.search.contest import Judged, Step, WholeContest
 from autoslim.search.evaluate import Score, SupernetEvaluator
 from autoslim.search.greedy import PICK_RULES, narrowed
 from autoslim.search.orders import random_search
 from autoslim.search.progress import Progress
+from autoslim.search.ranks import Ranks
 from autoslim.search.scored import costs_of
 from autoslim.search.trace import Candidate
 
@@ -595,6 +597,14 @@ def test_of_several_processes_the_first_writes_the_trace(tmp_path, monkeypatch):
         trace = autoslim.SearchTrace(tmp_path / "trace.csv")
         trace.record([Candidate(0, "", 0, 10, 0.5, 1.0, 4, 0.5, 1.0)])
         assert len(trace.rows) == 1 and (tmp_path / "trace.csv").exists() == (rank == 0)
+
+
+def test_processes_that_cannot_find_each_other_are_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RunError, match="WORLD_SIZE is 2, .* start them with torchrun, or unset WORLD_SIZE"):
+        Ranks()
 
 
 def test_images_without_any_label_are_refused():

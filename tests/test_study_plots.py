@@ -79,14 +79,6 @@ def test_many_multipliers_are_thinned_until_they_fit():
     assert np.diff(places).min() > 0.07 * (right - left)
 
 
-def test_a_floor_counts_what_it_hides():
-    figure = widths._figure(network("A", 0, (0.1, 0.2, 0.7)), floor=0.5)
-    assert figure.axes[0].get_ylim()[0] == 50
-    assert "2 accuracies lie below the axis, down to 10.0%" in foot(figure)
-    with pytest.raises(RunError, match="floor 0.7 is not below the best accuracy"):
-        widths._figure(network("A", 0, (0.1, 0.2, 0.7)), floor=0.7)
-
-
 def test_seven_networks_look_different():
     looks = [tuple(map(str, series.look(i).values())) for i in range(50)]
     assert len(set(looks)) == 50
@@ -340,7 +332,8 @@ DRAW = {
 @pytest.mark.parametrize("kind", DRAW)
 def test_the_same_data_give_the_same_picture(kind, tmp_path):
     draw, given = DRAW[kind]
-    first, second = (draw(tmp_path / f"{name}.svg", given, title="$t_ _t") for name in "ab")
+    titled = {"title": "$t_ _t"} if kind in ("norms", "images") else {}
+    first, second = (draw(tmp_path / f"{name}.svg", given, **titled) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert draw(tmp_path / "c.png", given).read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(RunError, match="does not end in .png or .svg"):

@@ -243,7 +243,7 @@ def test_evaluation_of_switches_repeats_the_result(trained, capsys):
     assert run("evaluate", trained / "s", "--width", 0.5, "--json") == 0
     assert json.loads(capsys.readouterr().out) == rows[1]
     assert "switch '0.3' is unknown; pass one of 1, 0.5" in refused(capsys, "evaluate", trained / "s", "--switch", "0.3")
-    assert "--switch 1 is for networks with switches" in refused(capsys, "evaluate", trained / "us", "--switch", "1")
+    assert "--switch 1 is for networks with switches" in refused(capsys, "evaluate", trained / "us", "--switch", "1", code=2)
 
 
 def test_a_us_net_without_held_out_images_is_scored_on_the_test_images_and_not_searched(trained, capsys):
@@ -317,7 +317,7 @@ def test_the_natural_study_trains_what_it_needs_once(tmp_path, capsys):
     ],
 )
 def test_options_that_do_not_fit_are_refused(args, message, tmp_path, capsys):
-    code = 2 if args[-1] in ("1.0,0.5", "0.5,0.5", "biggest") else 1
+    code = 1 if args[-1] == "min,random:1" else 2
     line = refused(capsys, "train", "digits_cnn", "--data", "digits", "--out", tmp_path / "x", *args, code=code)
     assert message in line
     assert not (tmp_path / "x").exists()
@@ -339,7 +339,7 @@ def test_a_width_between_switches_takes_the_next_wider_one(trained, tmp_path):
     score = autoslim.evaluate(slim, images.scoring(images.test))
     assert (row["error"], row["images"]) == (score.error, 359) and row["loss"] == pytest.approx(score.loss, rel=1e-5)
     assert row["params"] == sum(p.numel() for p in slim.parameters())
-    assert row["kind"] == "accuracy with shared weights, test images"
+    assert row["kind"] == "shared-weight accuracy, test images"
 
 
 def test_ordinary_networks_are_one_line_and_trainings_that_differ_are_not(trained, tmp_path, capsys):
@@ -389,7 +389,7 @@ def test_found_configurations_are_trained_jointly(trained, tmp_path, capsys):
     assert run("evaluate", tmp_path / "joint", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["error"] for row in rows] == [entry["test"]["error"] for entry in result["switches"].values()]
-    assert "2 configurations need --joint" in refused(capsys, "retrain", *paths, *args[1:3], "--out", tmp_path / "y")
+    assert "2 configurations need --joint" in refused(capsys, "retrain", *paths, *args[1:3], "--out", tmp_path / "y", code=2)
     assert "is given twice" in refused(capsys, "retrain", paths[0], paths[0], *args[:3], "--out", tmp_path / "y")
     assert run("plot", trained / "s", tmp_path / "joint", "--out", tmp_path / "spectrum.png") == 0
 
@@ -456,5 +456,5 @@ def test_pictures_say_what_they_cannot_show(trained, tmp_path, capsys):
         capsys, *plot, "images", "--layer", "blocks.0.depthwise", "--channel", 99
     )
     assert "layer 'nothing' is unknown" in refused(capsys, *plot, "images", "--layer", "nothing")
-    assert "--layer has no meaning for --what norms" in refused(capsys, *plot, "norms", "--layer", "stem")
+    assert "--layer has no meaning for --what norms" in refused(capsys, *plot, "norms", "--layer", "stem", code=2)
     assert not (tmp_path / "x.png").exists()

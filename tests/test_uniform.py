@@ -54,14 +54,15 @@ def space(monkeypatch):
 def uniforms(space):
     net = family.build_supernet(space)
     table = autoslim.CostTable(net)
-    return net, table, Uniforms(space, net, table)
+    found = Uniforms(space, net)
+    return net, table, lambda macs: found.nearest(macs, lambda config: table.cost(config).macs)
 
 
 @pytest.mark.parametrize("part", [0.15, 0.3, 0.45, 0.6, 0.8, 1.0])
 def test_the_networks_of_a_family_that_rounds_more_finely_than_the_grid_are_taken(space, part):
-    net, table, found = uniforms(space("any_width"))
+    net, table, nearest = uniforms(space("any_width"))
     wanted = part * table.cost(net.full()).macs
-    config, own = found.nearest(wanted)
+    config, own = nearest(wanted)
     assert own and abs(table.cost(config).macs - wanted) <= 0.05 * wanted
     # It is the family's own: some width gives these channels.
     widths = tuple(config.widths.values())
@@ -75,9 +76,9 @@ def test_the_networks_of_a_family_that_rounds_more_finely_than_the_grid_are_take
 
 @pytest.mark.parametrize("part", [0.15, 0.3, 0.45, 0.6, 0.8])
 def test_a_family_without_a_network_of_that_size_gives_way_to_one_ratio(space, part):
-    net, table, found = uniforms(space("two_widths"))
+    net, table, nearest = uniforms(space("two_widths"))
     wanted = part * table.cost(net.full()).macs
-    config, own = found.nearest(wanted)
+    config, own = nearest(wanted)
     scaled = [[round(full * step / 200 + 1e-9) for full in (16, 32, 64)] for step in range(20, 201)]
     macs = [table.cost(net.make_config(widths)).macs for widths in scaled]
     assert not own
@@ -88,23 +89,23 @@ def test_a_family_without_a_network_of_that_size_gives_way_to_one_ratio(space, p
 @pytest.mark.parametrize("name", ["digits_cnn", "resnet20_cifar", "mobilenet_v2_cifar"])
 @pytest.mark.parametrize("part", [0.15, 0.3, 0.4, 0.5, 0.75])
 def test_of_spaces_that_ship_uniform_networks_cost_about_as_much(name, part):
-    net, table, found = uniforms(autoslim.spaces.load_space(name))
+    net, table, nearest = uniforms(autoslim.spaces.load_space(name))
     wanted = part * table.cost(net.full()).macs
-    config, _ = found.nearest(wanted)
+    config, _ = nearest(wanted)
     assert abs(table.cost(config).macs - wanted) <= 0.05 * wanted
     config.check(net.groups)
 
 
 def test_a_family_with_a_network_of_that_size_is_taken(space):
-    net, table, found = uniforms(space("two_widths"))
+    net, table, nearest = uniforms(space("two_widths"))
     half = net.make_config((8, 16, 32))
-    config, own = found.nearest(1.04 * table.cost(half).macs)
+    config, own = nearest(1.04 * table.cost(half).macs)
     assert own and config.widths == half.widths
 
 
 def test_a_space_without_a_width_argument_gets_one_ratio_as_usual(space):
-    net, table, found = uniforms(space("two_widths", argument=None))
-    config, own = found.nearest(0.6 * table.cost(net.full()).macs)
+    net, table, nearest = uniforms(space("two_widths", argument=None))
+    config, own = nearest(0.6 * table.cost(net.full()).macs)
     assert own and config.widths in [net.uniform(step / 200).widths for step in range(10, 201)]
 
 
@@ -115,15 +116,15 @@ def half_constant(width=1.0):
 
 @pytest.mark.parametrize("above", [1.0, 1.02, 1.1])
 def test_networks_of_a_family_are_none_that_were_not_trained(space, above):
-    net, table, found = uniforms(space("half_constant", divisor=1, steps=4, min_ratio=0.5))
-    config, _ = found.nearest(above * table.cost(net.narrowest()).macs)
+    net, table, nearest = uniforms(space("half_constant", divisor=1, steps=4, min_ratio=0.5))
+    config, _ = nearest(above * table.cost(net.narrowest()).macs)
     assert all(width + 0.5 >= 0.5 * full for width, full in config.channels.values())
 
 
 @pytest.mark.parametrize("least", [0.1, 0.5])
 def test_uniform_networks_are_none_that_were_not_trained(space, least):
-    net, table, found = uniforms(space("two_widths", argument=None, divisor=1, min_ratio=least))
-    for config in (*uniform_sweep(net), found.nearest(1)[0]):
+    net, table, nearest = uniforms(space("two_widths", argument=None, divisor=1, min_ratio=least))
+    for config in (*uniform_sweep(net), nearest(1)[0]):
         assert all(width + 0.5 >= least * full for width, full in config.channels.values())  # rounded to the nearest
     ratios = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     assert len(uniform_sweep(net)) == sum(ratio >= least for ratio in ratios)

@@ -100,6 +100,11 @@ def read_terms(
     return Terms(targets, size_precision, batch, setup, latency_table)
 
 
+def run_table(run: Path, setup: LatencySetup) -> Path:
+    """Return where the latency table of a supernet's run lies, unless it is named."""
+    return run / f"latency-{setup.label}.json"
+
+
 def open_budgets(net: Supernet, space: Space, run: Path, terms: Terms, *, first: bool, wait: Callable[[], None]) -> RunBudgets:
     """Return the budgets of a search; a latency table that is not there yet is measured, by the first process of several.
 
@@ -117,7 +122,7 @@ def open_budgets(net: Supernet, space: Space, run: Path, terms: Terms, *, first:
         kinds = [kind for kind in terms.targets if kind != "latency"]
         untimed = Budgets(net, kinds, precision=terms.precision, batch=terms.batch, example=example)
         _check_untimed(terms.targets, untimed)
-        path = terms.table or run / f"latency-{terms.setup.label}.json"
+        path = terms.table or run_table(run, terms.setup)
         if not path.exists():
             probe_writable(path.parent)
 

@@ -31,15 +31,15 @@ def evaluate(run, data, supernet, width, switch, device, as_json):
 
     kind = runs.read_run(folder, "supernet" if supernet else None)["kind"]
     if switch is not None and kind != "switches":
-        raise RunError(f"--switch {switch} is for networks with switches; {folder} holds a {kind}, leave it out")
+        raise click.UsageError(f"--switch {switch} is for networks with switches; {folder} holds a {kind}, leave it out")
     if switch is not None and width is not None:
-        raise RunError(f"--switch {switch} and --width {width:g} both name a switch; pass one of them")
+        raise click.UsageError(f"--switch {switch} and --width {width:g} both name a switch; pass one of them")
     if kind == "switches":
         _evaluate_switches(folder, data, f"{width:g}" if switch is None and width is not None else switch, device, as_json)
         return
     if kind == "network":
         if width is not None:
-            raise RunError(f"--width {width:g} is for supernets; {folder} holds one retrained network, leave it out")
+            raise click.UsageError(f"--width {width:g} is for supernets; {folder} holds one retrained network, leave it out")
         document = evaluate_network(folder, data, device)
     else:
         document = evaluate_supernet(folder, config_path, data, width, device)
@@ -89,7 +89,7 @@ def find_run(path: Path, supernet: Path | None = None) -> tuple[Path, Path | Non
     """
     if path.is_dir() or path.suffix != ".json":
         if supernet is not None:
-            raise RunError(f"--supernet {supernet} is for a CONFIG.json, which {path} is not; leave it out")
+            raise click.UsageError(f"--supernet {supernet} is for a CONFIG.json, which {path} is not; leave it out")
         return path, None
     if not path.exists():
         raise RunError(f"{path} does not exist; pass a run folder, or a configuration")
@@ -131,7 +131,7 @@ def evaluate_supernet(folder: Path, config_path: Path | None, data: str | None, 
     table = CostTable(net)
     if config_path is not None:
         if width is not None:
-            raise RunError(f"--width {width:g} has no meaning for {config_path}, which states its channels; leave it out")
+            raise click.UsageError(f"--width {width:g} has no meaning for {config_path}, which states its channels; leave it out")
         config = ChannelConfig.load(config_path)
         cost = table.checked(config, str(config_path))
     else:

@@ -6,12 +6,10 @@ from autoslim.channels.config import ChannelConfig
 from autoslim.commands import runs
 from autoslim.cost.table import CostTable
 from autoslim.errors import ConfigError
-from autoslim.factories import build_model
 from autoslim.files import write_json
 from autoslim.search.evaluate import evaluate
 from autoslim.slimmable import family
 from autoslim.slimmable.materialize import example_input
-from autoslim.slimmable.supernet import Supernet
 from autoslim.slimmable.switchable import SwitchableNet, join_configs
 from autoslim.training.loop import train_switches
 from autoslim.training.recipe import Recipe
@@ -23,23 +21,18 @@ def build_switches(configs: dict[str, ChannelConfig], norm: str, system: str) ->
     Raises:
         ConfigError: a configuration does not fit its model, or they are of different networks.
     """
-    import torch
+    from autoslim.commands.retrain import supernet_of
 
     (first, lead), *rest = configs.items()
     for name, config in rest:
         if (config.model, config.grouping, config.input_shape) != (lead.model, lead.grouping, lead.input_shape):
             raise ConfigError(f"{name} is of another network than {first}; train networks of one family jointly")
-    if lead.model is None:
-        raise ConfigError(f'{first} names no model to rebuild; add "model": {{"factory": "pkg.module:name", "kwargs": {{}}}}')
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(lead.model)
-    options = family.group_options(lead.grouping)
-    example = example_input(lead)
-    net = Supernet(model, example, divisor=lead.divisor, **options)
+    net = supernet_of(lead, first)
     table = CostTable(net)
     for name, config in configs.items():
         table.checked(config, name)
-    return join_configs(net, configs, example, norm=norm, share_equal=system == "s-net", **options)
+    options = {"norm": norm, "share_equal": system == "s-net", **family.group_options(lead.grouping)}
+    return join_configs(net, configs, example_input(lead), **options)
 
 
 def joint_run(configs: dict[str, ChannelConfig], images: runs.Images, out: Path, *, norm: str, recipe: dict, **settings) -> dict:

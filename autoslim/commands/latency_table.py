@@ -23,7 +23,10 @@ from autoslim.spaces import load_space
     "is there, else 16]",
 )  # fmt: skip
 @click.option("--check", default=20, show_default=True, type=click.IntRange(0), help="Random configurations to compare with.")
-@click.option("--out", type=click.Path(path_type=Path), help="The table.  [default: latency-SPACE-SETUP.json]")
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="The table.  [default: latency-SPACE-SETUP.json; of a RUN where its search looks for it, RUN/latency-SETUP.json]",
+)  # fmt: skip
 @options.shape_option
 @options.json_option
 def latency_table(space, device, batch, threads, backend, points, check, out, input_shape, as_json):
@@ -32,13 +35,17 @@ def latency_table(space, device, batch, threads, backend, points, check, out, in
     From the table `autoslim search --latency-target` predicts the latency of any configuration; here predictions are compared
     with random configurations measured end to end. Run again, it goes on where it was cut off. Keep the machine quiet meanwhile.
     """
-    loaded = _space_of_run(Path(space))
-    if loaded and options.given("input_shape"):
+    from autoslim.commands.budgets import run_table
+
+    of_run = _space_of_run(Path(space))
+    if of_run and options.given("input_shape"):
         raise click.UsageError(f"--input-shape is that of the run {space}; leave it out")
-    loaded = loaded or load_space(space, input_shape=input_shape)
+    loaded = of_run or load_space(space, input_shape=input_shape)
     setup = latency_setup(device, batch=batch, threads=threads, backend=backend)
     options.check_threads(setup.device)
-    out = out or Path(f"latency-{loaded.name.replace(':', '.')}-{setup.label}.json")
+    out = out or (
+        run_table(Path(space), setup) if of_run else Path(f"latency-{loaded.name.replace(':', '.')}-{setup.label}.json")
+    )
     table = space_table(loaded, out, setup, points=points)
     found = {
         "path": str(out), "device": table.full.device, "batch": batch, "threads": threads, "backend": backend,

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -86,7 +87,7 @@ def top_images(folder: Path, out: Path, layer: str | None, channel: int, widths:
 def _open(folder: Path, widths: list[float] | None, device: str):
     run = open_run(folder, device)
     if widths is not None and run.settings["kind"] == "switches":
-        raise RunError(f"--widths is for supernets; {folder} has switches ({', '.join(run.net.switches)}), leave it out")
+        raise click.UsageError(f"--widths is for supernets; {folder} has switches ({', '.join(run.net.switches)}), leave it out")
     return run
 
 

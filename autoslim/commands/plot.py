@@ -28,14 +28,14 @@ def plot(run, out, what, layer, channel, widths, device):
     given = {"layer": layer, "channel": channel, "widths": widths}
     for name, value in given.items():
         if value is not None and (what not in ("norms", "images") or (name != "widths" and what != "images")):
-            raise RunError(f"--{name} has no meaning for --what {what}; leave it out")
+            raise click.UsageError(f"--{name} has no meaning for --what {what}; leave it out")
     if what not in ("norms", "images") and options.given("device"):
-        raise RunError(f"--device has no meaning for --what {what}; leave it out")
+        raise click.UsageError(f"--device has no meaning for --what {what}; leave it out")
     if what in OF_SWITCHES:
         from autoslim.commands import pictures
 
         if len(run) > 1:
-            raise RunError(f"--what {what} draws one run, {len(run)} are given; draw them one by one")
+            raise click.UsageError(f"--what {what} draws one run, {len(run)} are given; draw them one by one")
         if what == "curves":
             pictures.curves(run[0], out)
         elif what == "norms":
@@ -138,7 +138,7 @@ def _retrained(folder: Path, settings: dict) -> list[dict]:
         "folder": str(folder),
     }
     try:
-        about["seed"] = result["seed"]
+        about |= {"kind": result["kind"], "seed": result["seed"]}
         networks = [result] if settings["kind"] == "network" else list(result["switches"].values())
         return [{"macs": network["cost"]["macs"], "accuracy": 1 - network["test"]["error"], **about} for network in networks]
     except (KeyError, TypeError) as error:

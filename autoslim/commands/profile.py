@@ -6,18 +6,21 @@ import click
 
 from autoslim.commands import options
 from autoslim.commands.latency_table import latency_setup
-from autoslim.errors import ConfigError
 from autoslim.factories import load_rules
 from autoslim.spaces import find_config, load_space, published_configs
 
 _OWN = "the space's"
 
 
+def _parse_switches(ctx, param, value: str | None):
+    return value if value == _OWN else options.parse_widths(ctx, param, value)
+
+
 @click.command()
 @click.argument("network")
 @click.option("--width", type=float, help="Width multiplier of the family; 1.0 is the default network.  [default: 1.0]")
 @click.option(
-    "--switches", is_flag=False, flag_value=_OWN, metavar="R,R,...",
+    "--switches", is_flag=False, flag_value=_OWN, metavar="R,R,...", callback=_parse_switches,
     help="Every width of a slimmable network (S-Net), and its parameters in all; alone: the widths of the space.",
 )  # fmt: skip
 @click.option("--latency", is_flag=True, help="Measure a forward pass, too, as `autoslim search` measures what it found.")
@@ -39,12 +42,12 @@ def profile(network, width, switches, latency, device, batch, threads, input_sha
         if is_config or width is not None or latency:
             raise click.UsageError("--switches takes a SPACE, and neither --width nor --latency")
         space = load_space(network, input_shape=input_shape)
-        document = switch_costs(space, space.s_net["switches"] if switches == _OWN else _widths(switches))
+        document = switch_costs(space, space.s_net["switches"] if switches == _OWN else switches)
         options.print_json(document) if as_json else click.echo(_switch_table(document))
         return
     if is_config:
         if input_shape:
-            raise ConfigError(f"--input-shape has no meaning for {network}, which states its own; leave it out")
+            raise click.UsageError(f"--input-shape has no meaning for {network}, which states its own; leave it out")
         model, example, cost, label = _of_config(find_config(network), width)
     else:
         model, example, cost, label = _of_space(load_space(network, input_shape=input_shape), width)
@@ -62,7 +65,7 @@ def _of_config(path: Path, width: float | None):
     from autoslim.slimmable.materialize import example_input
 
     if width is not None:
-        raise ConfigError(f"--width {width:g} has no meaning for {path}, which states its channels; leave it out")
+        raise click.UsageError(f"--width {width:g} has no meaning for {path}, which states its channels; leave it out")
     config = ChannelConfig.load(path)
     model, cost = load_network(config, str(path))
     return model, example_input(config), cost, {"config": str(path)}
@@ -73,17 +76,10 @@ def _of_space(space, width: float | None):
 
     width = 1.0 if width is None else width
     if not width > 0:
-        raise ConfigError(f"--width {width:g} is not above 0; 1.0 is the default network")
+        raise click.UsageError(f"--width {width:g} is not above 0; 1.0 is the default network")
     model = space.build(width)
     example = torch.zeros(1, *space.input_shape)
     return model, example, full_cost(model, example, load_rules(space.groups["rules"])), {"space": space.name, "width": width}
-
-
-def _widths(text: str) -> list[float]:
-    widths = options.read_widths(text)
-    if not widths or len(set(widths)) != len(widths):
-        raise ConfigError(f"--switches {text!r} is no list of different widths above 0; write it as 0.25,0.5,0.75,1.0")
-    return widths
 
 
 def plain_costs(model, example, cost) -> dict[str, int]:

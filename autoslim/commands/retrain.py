@@ -39,7 +39,7 @@ def retrain(config, data, out, joint, norm, epochs, batch_size, lr, schedule, se
         rows = result["switches"]
     else:
         if len(config) > 1 or norm:
-            raise ConfigError(
+            raise click.UsageError(
                 f"{len(config)} configurations{' and --norm' if norm else ''} need --joint; or pass one CONFIG alone"
             )
         result = retrain_run(config[0], data, out, **common, **recipe)
@@ -95,20 +95,31 @@ def _check_takes_images(config, where: str) -> None:
 
 def load_network(config, where: str):
     """Build the plain network of a configuration; returns (network, cost). The weights are the factory's own."""
+    from autoslim.cost.table import CostTable
+    from autoslim.slimmable.materialize import materialize
+
+    net = supernet_of(config, where)
+    cost = CostTable(net).checked(config, where)
+    return materialize(net, config), cost
+
+
+def supernet_of(config, where: str):
+    """Build the supernet that a configuration is one of; the weights are the factory's own.
+
+    Raises:
+        ConfigError: it names no model.
+    """
     import torch
 
-    from autoslim.cost.table import CostTable
     from autoslim.factories import build_model
     from autoslim.slimmable.family import group_options
-    from autoslim.slimmable.materialize import example_input, materialize
+    from autoslim.slimmable.materialize import example_input
     from autoslim.slimmable.supernet import Supernet
 
     _check_model(config, where)
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model)
-    net = Supernet(model, example_input(config), divisor=config.divisor, **group_options(config.grouping))
-    cost = CostTable(net).checked(config, where)
-    return materialize(net, config), cost
+    return Supernet(model, example_input(config), divisor=config.divisor, **group_options(config.grouping))
 
 
 def retrain_run(config_path, data: str, out: Path, *, seed: int, device="auto", skip_corrupt=False, **overrides) -> dict:

@@ -60,7 +60,7 @@ class Images:
 
     `search` is None where nothing is held out: a network that is retrained learns from all training images. `size` is the
     (H, W) that a network sees, `original_size` what images came in, `digest` tells which images there are to train on, in which
-    order. `mean` and `std` of the channels normalise them: those of the images that the network learnt from.
+    order. `mean` and `std` of the channels normalise them: those of all training images, held-out ones included, of the run's own data.
     """
 
     train: ImageSet | FileImages
@@ -378,8 +378,7 @@ def override(recipe: dict, **values) -> dict:
     merged = {**recipe, **{key: value for key, value in values.items() if value is not None}}
     stretch = merged["epochs"] / recipe["epochs"]
     if stretch != 1:
-        if values.get("warmup_epochs") is None:
-            merged["warmup_epochs"] = round(merged["warmup_epochs"] * stretch, 2)
+        merged["warmup_epochs"] = round(merged["warmup_epochs"] * stretch, 2)
         merged["milestones"] = [round(epoch * stretch, 2) for epoch in merged["milestones"]]
         merged["decay"] **= 1 / stretch if merged["schedule"] == "exponential" else 1
     Recipe.of(merged)

@@ -66,7 +66,7 @@ def _check_order(order: str, targets: Mapping) -> None:
     help="What a parameter is stored in, for --size-target.",
 )  # fmt: skip
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images, for memory and latency.")
-@click.option("--latency-device", default="cpu", show_default=True, help="Where latency is measured: cpu, cuda or cuda:N.")
+@click.option("--latency-device", default="cpu", show_default=True, help="Where latency is measured: cpu, cuda, cuda:N or auto.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads, for latency on a CPU.")
 @click.option(
     "--latency-table", type=click.Path(path_type=Path), metavar="FILE",
@@ -80,14 +80,14 @@ def _check_order(order: str, targets: Mapping) -> None:
 )  # fmt: skip
 @click.option(
     "--evaluations", default=100, show_default=True, type=click.IntRange(2),
-    help="A target, of random and evolution; as many or more in a folder that holds such a search.",
+    help="Configurations that random and evolution score for each target; no fewer in a folder that holds such a search.",
 )  # fmt: skip
 @options.tolerance_option
 @click.option("--draw-seed", type=int, help="Seed of random and evolution.  [default: that of the training]")
 @click.option(
     "--swaps", default=0, show_default=True, type=click.IntRange(0),
-    help="Then widen a group again where narrowing another pays for it, so many times at most; each try evaluates two whole "
-    "configurations a group. As many or more in a folder that holds such a search.",
+    help="Rounds of a look back once a target is reached: widen a group again where narrowing another pays for it. A round "
+    "evaluates two whole configurations a group. No fewer in a folder that holds such a search.",
 )  # fmt: skip
 @click.option("--score", type=click.Choice(["error", "loss"]), help="What judges a candidate, in place of the space's.")
 @click.option(
@@ -259,7 +259,7 @@ def _search(
         return replace(config, provenance={**provenance, **extra})
 
     found, notes = [], []
-    uniforms = Uniforms(space, net, budgets.table) if order == "greedy" else None
+    uniforms = Uniforms(space, net) if order == "greedy" else None
     with contextlib.closing(points):  # and its progress bar, before anything else is said
         for point in points:
             if swaps:
@@ -306,7 +306,7 @@ def _memory_budget(given: str | None, out: Path, free: float) -> float:
     from autoslim.cost.amounts import parse_bytes
 
     if given is not None:
-        return parse_bytes(given, "--memory-budget")
+        return parse_bytes(given)
     noted = noted_memory_budget(out) or free
     return noted if noted <= 2 * free else free
 

@@ -90,7 +90,7 @@ def train(space, data, out, system, bounds, sandwich, distill, average_inputs, s
 def _refuse(system: str, **given) -> None:
     for name, value in given.items():
         if value is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} has no meaning for --system {system}; leave it out")
+            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for --system {system}; leave it out")
 
 
 def train_run(

@@ -55,7 +55,7 @@ class TrainedRun:
     def accuracy_kind(self) -> str:
         """What a score of this run at some width is, and on which images."""
         if self.settings.get("held_out") is None:
-            return "accuracy with shared weights, test images"
+            return "shared-weight accuracy, test images"
         return "supernet estimate, held-out training images"
 
     def same_but_seed(self, *others: str) -> str:

@@ -12,7 +12,6 @@ from autoslim.errors import ConfigError, ModelError, RunError
 
 if TYPE_CHECKING:
     from autoslim.channels.config import ChannelConfig
-    from autoslim.cost.table import CostTable
     from autoslim.slimmable.supernet import Supernet
     from autoslim.spaces import Space
 
@@ -32,24 +31,23 @@ class Uniforms:
 
     Args:
         space, net: the search space and its supernet.
-        table: counts multiply-adds.
     """
 
-    def __init__(self, space: Space, net: Supernet, table: CostTable):
-        self._net, self._table = net, table
+    def __init__(self, space: Space, net: Supernet):
+        self._net = net
         self._usual = _family(space, net) or self._scaled(net.grid)
 
-    def nearest(self, wanted: float, cost: Callable[[ChannelConfig], float] | None = None) -> tuple[ChannelConfig, bool]:
+    def nearest(self, wanted: float, cost: Callable[[ChannelConfig], float]) -> tuple[ChannelConfig, bool]:
         """Return the network whose cost is nearest, and whether it is one of those.
 
         Where they have none of about that cost, all groups get one ratio, rounded to whole channels.
 
         Args:
-            cost: what a configuration costs; multiply-adds by default.
+            cost: what a configuration costs, in the unit of `wanted`.
         """
 
         def off(config: ChannelConfig) -> float:
-            return abs((cost(config) if cost else self._table.cost(config).macs) - wanted)
+            return abs(cost(config) - wanted)
 
         usual = min(self._usual, key=off)
         if off(usual) <= _NEAR * wanted:

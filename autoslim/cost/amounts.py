@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from autoslim.errors import TargetError
 
@@ -50,11 +50,9 @@ class Kind:
 
     def format(self, amount: float, digits: int = 4, rounding: str | None = None) -> str:
         """Return an amount in short, rounded to the nearest or as a mode of `decimal` says: 300M, 4MB, 12ms."""
-        suffix, worth = next((row for row in self.scales if amount >= row[1]), self.scales[-1])
-        if rounding is None:
-            return f"{amount / worth:.{digits}g}{suffix}"
-        short = Context(prec=digits, rounding=rounding).divide(Decimal(float(amount)), Decimal(str(worth)))
-        return f"{float(short):.{digits}g}{suffix}"
+        rounded = float(Context(prec=digits, rounding=rounding or ROUND_HALF_EVEN).create_decimal(float(amount)))
+        suffix, worth = next((row for row in self.scales if rounded >= row[1]), self.scales[-1])
+        return f"{rounded / worth:.{digits}g}{suffix}"
 
 
 _COUNTS = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
@@ -70,13 +68,13 @@ KINDS = {
 }
 
 
-def parse_bytes(text: str | float, what: str) -> float:
-    """Return an amount of bytes: 4G, 4GB, 500MiB. Errors name it by `what`.
+def parse_bytes(text: str | float) -> float:
+    """Return a memory budget in bytes: 4G, 4GB, 500MiB.
 
     Raises:
         TargetError: the text is no positive amount.
     """
-    return replace(KINDS["memory"], option=what, examples="4GB, 500MB or 500MiB").read(text, 0)
+    return replace(KINDS["memory"], option="--memory-budget", examples="4GB, 500MB or 500MiB").read(text, 0)
 
 
 def labels(rows: Sequence[Mapping[str, float]]) -> list[str]:

@@ -33,13 +33,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Product:
-    """An amount that is `factor` times the active elements of some axes."""
+    """Elements of a parameter: `factor` times the active ones of some axes."""
 
     factor: int
     axes: tuple[tuple[Run, ...], ...]
 
     def at(self, widths: list[int]) -> int:
-        """Return the amount when group i has `widths[i]` channels."""
+        """Return how many there are when group i has `widths[i]` channels."""
         return self.factor * prod(sum(run.active(widths) for run in axis) for axis in self.axes)
 
 
@@ -62,7 +62,7 @@ class CostTable:
 
     def _read(self, channels: ChannelMap, model: nn.Module) -> None:
         self._groups = channels.groups
-        self._macs = [_Product(call.factor, call.axes) for call in channels.calls]
+        self._calls = channels.calls
         self._fixed_macs = channels.fixed_macs
         self._fixed_params = self._fixed_bytes = 0
         self._params: list[tuple[_Product, int]] = []
@@ -80,7 +80,7 @@ class CostTable:
         """Return the cost of a configuration (or of group names to channels)."""
         chosen = config.widths if isinstance(config, ChannelConfig) else config
         widths = [chosen[group.name] for group in self._groups]
-        macs = self._fixed_macs + sum(product.at(widths) for product in self._macs)
+        macs = self._fixed_macs + sum(call.macs(widths) for call in self._calls)
         params, size = self._fixed_params, self._fixed_bytes
         for product, itemsize in self._params:
             count = product.at(widths)

@@ -28,18 +28,12 @@ class Data:
     which order: by labels and pixels, in a folder by labels, paths and file sizes.
     """
 
-    spec: str
     train: ImageSet | FileImages
     test: ImageSet | FileImages
     classes: tuple[str, ...]
     image_size: tuple[int, int] | None = None
     original_size: tuple[int, int] | None = None
     digest: str = ""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -120,7 +114,7 @@ def load_data(
                 "make them one shape [C, H, W]"
             )
     check_labels(spec, train.labels, test.labels, len(classes))
-    return Data(spec, train, test, tuple(classes), size, original, digest)
+    return Data(train, test, tuple(classes), size, original, digest)
 
 
 def images_digest(images: ImageSet | FileImages, files: list[tuple[str, int]] | None) -> str:

@@ -11,22 +11,19 @@ from autoslim.report import style
 _STYLES = ((style.SEARCHED, "o"), (style.UNIFORM, "s"), *zip(style.OTHERS, "^Dv<"))
 
 
-def draw_channels(
-    out: str | Path, configs: list[tuple[str, dict]], *, default: dict[str, int] | None = None, title: str | None = None
-) -> Path:
+def draw_channels(out: str | Path, configs: list[tuple[str, dict]], *, default: dict[str, int] | None = None) -> Path:
     """Draw the channels of every group, in layer order, as PNG or SVG; returns the path.
 
     Args:
         out: ends in .png or .svg.
         configs: `(label, {group: (chosen, full)})`, all of one network.
         default: `{group: channels}` of the default network, drawn as black bars.
-        title: over the picture.
 
     Raises:
         RunError: another suffix, nothing to draw, or the picture cannot be written.
     """
     out = style.check_out(out)
-    return style.save_figure(_channels_figure(configs, default=default, title=title), out)
+    return style.save_figure(_channels_figure(configs, default=default), out)
 
 
 def draw_path(
@@ -48,7 +45,7 @@ def draw_path(
     return style.save_figure(_path_figure(steps, groups, macs=macs, marks=marks), out)
 
 
-def _channels_figure(configs, *, default=None, title=None) -> Figure:
+def _channels_figure(configs, *, default=None) -> Figure:
     if not configs:
         raise RunError("there is no configuration to draw; pass the folder of a search")
     groups = {name: full for name, (_, full) in configs[0][1].items()}
@@ -71,8 +68,6 @@ def _channels_figure(configs, *, default=None, title=None) -> Figure:
     style.tidy(axes, grid="y")
     axes.set_xlim(-0.7, len(groups) - 0.3)
     figure.legend(loc="outside upper left", ncols=3, fontsize=style.NORMAL, frameon=False)
-    if title:
-        figure.suptitle(style.literal(title), fontsize=style.LARGE, x=0.01, ha="left")
     return figure
 
 

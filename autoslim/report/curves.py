@@ -21,7 +21,7 @@ _AXES = {"loss": "loss", "accuracy": "top-1 accuracy (%)", "error": "top-1 error
 _FACTOR = {"loss": 1, "accuracy": 100, "error": 100}
 
 
-def draw_curves(out: str | Path, table: pandas.DataFrame, *, title: str | None = None, images: str = "training images") -> Path:
+def draw_curves(out: str | Path, table: pandas.DataFrame) -> Path:
     """Draw loss and accuracy (or error) of every switch over epochs as PNG or SVG; returns the path.
 
     Columns `loss_0.25`, `accuracy_0.25` or `error_0.25` belong to the switch 0.25; without such, `widest_loss` and
@@ -32,17 +32,15 @@ def draw_curves(out: str | Path, table: pandas.DataFrame, *, title: str | None =
     Args:
         out: ends in .png or .svg.
         table: one training as pandas reads its metrics.csv, one row an epoch.
-        title: over the picture.
-        images: says on which images this was measured.
 
     Raises:
         RunError: another suffix, nothing to draw, values that do not fit, or the picture cannot be written.
     """
     out = style.check_out(out)
-    return series.save(_figure(table, title=title, images=images), out)
+    return series.save(_figure(table), out)
 
 
-def _figure(table, *, title=None, images="training images") -> Figure:
+def _figure(table) -> Figure:
     epochs = _epochs(table)
     columns = _columns(list(table.columns))
     names = _ordered(columns)
@@ -76,7 +74,7 @@ def _figure(table, *, title=None, images="training images") -> Figure:
             axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
     series.legend_beside(panels[-1], [lines[_label(name)] for name in names], title=_heading(names))
-    series.head_and_foot(figure, title, f"measured on {style.literal(images)}")
+    series.head_and_foot(figure, None, "measured on training images")
     return figure
 
 

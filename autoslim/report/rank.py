@@ -169,7 +169,7 @@ def _seeds(rows: Sequence[dict]) -> int:
     return sum(key.startswith(_SEED) for key in rows[0])
 
 
-def draw_rank(out: str | Path, rows: Sequence[dict], *, title: str | None = None) -> Path:
+def draw_rank(out: str | Path, rows: Sequence[dict]) -> Path:
     """Draw retrained accuracy over the supernet's estimate as PNG or SVG; returns the path.
 
     Every configuration has a number, which the legend explains; bars go from the lowest to the highest seed.
@@ -177,16 +177,15 @@ def draw_rank(out: str | Path, rows: Sequence[dict], *, title: str | None = None
     Args:
         out: ends in .png or .svg.
         rows: of `rank_rows`.
-        title: over the picture; by default the rank correlation.
 
     Raises:
         RunError: another suffix, values that do not fit, or the picture cannot be written.
     """
     out = style.check_out(out)
-    return series.save(_figure(rows, title=title), out)
+    return series.save(_figure(rows), out)
 
 
-def _figure(rows: Sequence[dict], *, title: str | None = None) -> Figure:
+def _figure(rows: Sequence[dict]) -> Figure:
     rows = series.check_rows(rows, ("macs", "estimate", "retrained", "lowest", "highest"), "configuration")
     figure = style.new_figure(8.4, max(4.6, 1.6 + 0.24 * len(rows)))
     axes = figure.subplots()
@@ -214,7 +213,7 @@ def _figure(rows: Sequence[dict], *, title: str | None = None) -> Figure:
     seeds = _seeds(rows)
     foot = f"both on the same {rows[0]['images']} held-out training images; retrained: "
     foot += f"mean of {seeds} seeds, bars from lowest to highest" if seeds > 1 else "one seed"
-    series.head_and_foot(figure, title or _title(rows), foot)
+    series.head_and_foot(figure, _title(rows), foot)
     return figure
 
 

@@ -78,11 +78,11 @@ def check_repeats(rows: Iterable[dict], keys: tuple[str, ...]) -> None:
         seen.add(key)
 
 
-def over_seeds(rows: Iterable[dict], place: str) -> list[tuple[float, list[float]]]:
-    """Return `(value of place, accuracies of its seeds)`, ascending."""
+def over_seeds(rows: Iterable[dict]) -> list[tuple[float, list[float]]]:
+    """Return `(multiply-adds, accuracies of their seeds)`, ascending."""
     found: dict[float, list[float]] = {}
     for row in rows:
-        found.setdefault(row[place], []).append(row["accuracy"])
+        found.setdefault(row["macs"], []).append(row["accuracy"])
     return sorted(found.items())
 
 

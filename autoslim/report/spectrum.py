@@ -26,7 +26,12 @@ _KNOWN = {
 _OTHER_MARKERS = ("^", "D", "v", "P")
 _EMITTED = ("D", "^", "v", "<")
 _ESTIMATES = "Supernet estimates\n(shared weights, search images)"
-_RETRAINED = "Retrained accuracies\n(trained from scratch, test images)"
+# By the kinds of accuracy that trained networks have.
+_TRAINED = {
+    frozenset(["retrained accuracy"]): "Retrained accuracies\n(trained from scratch, test images)",
+    frozenset(["jointly trained accuracy"]): "Jointly trained accuracies\n(shared weights, test images)",
+}
+_SEVERAL = "Retrained accuracies, and jointly\ntrained ones (test images)"
 
 
 def draw_spectrum(
@@ -37,7 +42,6 @@ def draw_spectrum(
     found: list[Point],
     retrained: list[dict],
     compared: Mapping[str, list[Point]] | None = None,
-    title: str | None = None,
 ) -> Path:
     """Draw accuracy over multiply-adds as PNG or SVG; returns the path.
 
@@ -52,15 +56,15 @@ def draw_spectrum(
             width down: of every step where all were scored on all images, else of the full network and of those that were found.
         found: supernet estimates of the configurations that the search emitted.
         compared: supernet estimates of what other orders of search emitted, by their names.
-        retrained: `{"macs", "accuracy", "configuration", "seed"}`, test accuracies from scratch, one entry a network;
+        retrained: `{"macs", "accuracy", "configuration", "seed", "kind"}`, test accuracies, "retrained accuracy" from scratch or
+            "jointly trained accuracy" of several networks with shared weights, one entry a network;
             those with the same configuration ("searched", "uniform", or any other word) and macs are seeds of one network.
-        title: over the picture.
 
     Raises:
         RunError: another suffix, nothing to draw, or the picture cannot be written.
     """
     out = style.check_out(out)
-    figure = _figure(uniform=uniform, paths=paths, found=found, retrained=retrained, compared=compared, title=title)
+    figure = _figure(uniform=uniform, paths=paths, found=found, retrained=retrained, compared=compared)
     return style.save_figure(figure, out)
 
 
@@ -97,7 +101,7 @@ def read_spectrum(path: str | Path) -> tuple[list[Point], list[Point]]:
     return sorted(series["uniform"]), series["greedy"]
 
 
-def _figure(*, uniform, paths, found, retrained, compared=None, title=None) -> Figure:
+def _figure(*, uniform, paths, found, retrained, compared=None) -> Figure:
     compared = compared or {}
     emitted = [*found, *(point for points in compared.values() for point in points)]
     greedy = [point for path in paths for point in path]
@@ -115,9 +119,10 @@ def _figure(*, uniform, paths, found, retrained, compared=None, title=None) -> F
 
     figure = style.new_figure(11.2 if enlarge else 7.8, 4.4)
     panels = figure.subplots(1, 2 if enlarge else 1, squeeze=False, width_ratios=[1.25, 1] if enlarge else [1])[0]
-    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, lines, paths, found, compared)), (_RETRAINED, [])]
+    heading = _TRAINED.get(frozenset(run["kind"] for run in retrained), _SEVERAL)
+    legends = [(_ESTIMATES, _draw_estimates(panels[0], scale, lines, paths, found, compared)), (heading, [])]
     for axes in panels:
-        legends[1] = (_RETRAINED, _draw_retrained(axes, scale, retrained))
+        legends[1] = (heading, _draw_retrained(axes, scale, retrained))
         style.tidy(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
@@ -129,13 +134,11 @@ def _figure(*, uniform, paths, found, retrained, compared=None, title=None) -> F
         values = [accuracy for _, accuracy in networks]
         _frame(panels[1], [macs / scale for macs, _ in networks], 100 * min(values), 100 * max(values))
         panels[0].set_title("all", loc="left", fontsize=style.NORMAL)
-        panels[1].set_title("only the retrained networks, enlarged", loc="left", fontsize=style.NORMAL)
+        panels[1].set_title("only the trained networks, enlarged", loc="left", fontsize=style.NORMAL)
     _legends(panels[-1], [entry for entry in legends if entry[1]])
     figure.supxlabel(
         "1 multiply-add (MAC) = 2 floating-point operations", x=0.01, ha="left", fontsize=style.SMALL, color="#555555"
     )
-    if title:
-        figure.suptitle(style.literal(title), fontsize=style.LARGE, x=0.01, ha="left")
     return figure
 
 

@@ -13,7 +13,7 @@ _KEYS = ("stage", "ratio", "macs", "accuracy", "seed")
 _FIRM = {"color": style.INK, "marker": "o", "linestyle": "-"}
 
 
-def draw_stages(out: str | Path, rows: list[dict], *, title: str | None = None, measure: str = "top-1 accuracy") -> Path:
+def draw_stages(out: str | Path, rows: list[dict], *, measure: str = "top-1 accuracy") -> Path:
     """Draw accuracy over multiply-adds, one line for each stage that is slimmed alone, as PNG or SVG; returns the path.
 
     The network slimmed uniformly is the firm black line. Lines are means over seeds, bands go from the lowest to the highest
@@ -23,14 +23,13 @@ def draw_stages(out: str | Path, rows: list[dict], *, title: str | None = None, 
         out: ends in .png or .svg.
         rows: `{"stage", "ratio", "macs", "accuracy", "seed"}`: the global ratio, accuracy from 0 to 1, stage "none" for
             uniform slimming; the order of the stages is that of the legend.
-        title: over the picture.
         measure: says which accuracy this is, and of which images.
 
     Raises:
         RunError: another suffix, nothing to draw, values that do not fit, or the picture cannot be written.
     """
     out = style.check_out(out)
-    return series.save(_figure(rows, title=title, measure=measure), out)
+    return series.save(_figure(rows, measure=measure), out)
 
 
 def describe_stages(rows: list[dict], *, ratio: float) -> dict:
@@ -83,8 +82,7 @@ def _against_uniform(points: list[dict], uniform: list[dict]) -> dict | None:
     means, count = [], 0
     for seed in sorted({row["seed"] for row in points}):
         curve = [
-            (macs, sum(values) / len(values))
-            for macs, values in series.over_seeds((row for row in uniform if row["seed"] == seed), "macs")
+            (macs, sum(values) / len(values)) for macs, values in series.over_seeds(row for row in uniform if row["seed"] == seed)
         ]
         own = [row for row in points if row["seed"] == seed and row["macs"] != full]
         shared = [row for row in own if curve and curve[0][0] <= row["macs"] <= curve[-1][0]]
@@ -157,7 +155,7 @@ def _points(difference: float) -> str:
     return f"{amount} point {side}" if amount == "1.0" else f"{amount} points {side}"
 
 
-def _figure(rows, *, title=None, measure="top-1 accuracy") -> Figure:
+def _figure(rows, *, measure="top-1 accuracy") -> Figure:
     stages = _stages(rows)
     scale, letter = style.macs_unit([row["macs"] for points in stages.values() for row in points])
     uniform = stages.pop(UNIFORM, None)
@@ -171,7 +169,7 @@ def _figure(rows, *, title=None, measure="top-1 accuracy") -> Figure:
         curves.insert(0, ("uniform (all stages)", uniform, _FIRM))
     for label, points, looks in curves:
         firm = looks is _FIRM
-        scaled = series.over_seeds([{**row, "macs": row["macs"] / scale} for row in points], "macs")
+        scaled = series.over_seeds([{**row, "macs": row["macs"] / scale} for row in points])
         drawn += series.draw_mean(
             axes, scaled, looks, label=label, linewidth=3 if firm else 1.6, markersize=8 if firm else 5.5,
             zorder=3 if firm else 4, markeredgecolor="white", markeredgewidth=0.7,
@@ -187,13 +185,13 @@ def _figure(rows, *, title=None, measure="top-1 accuracy") -> Figure:
         note = _frame(axes, [row for points in stages.values() for row in points], uniform, scale)
     if note:
         note = f"; the line of the uniform network goes on to {note}{letter}"
-    series.head_and_foot(figure, title, series.FOOT + note)
+    series.head_and_foot(figure, None, series.FOOT + note)
     return figure
 
 
 def _frame(axes: Axes, points: list[dict], uniform: list[dict], scale: float) -> str:
     """Show the range of the stages; the uniform curve may leave the axes, and where it ends is returned in words."""
-    curve = [(macs, sum(seeds) / len(seeds)) for macs, seeds in series.over_seeds(uniform, "macs")]
+    curve = [(macs, sum(seeds) / len(seeds)) for macs, seeds in series.over_seeds(uniform)]
     full = curve[-1][0]
     least = min(row["macs"] for row in points)
     left = least - 0.1 * (max(full, max(row["macs"] for row in points)) - least)

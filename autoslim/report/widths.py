@@ -16,9 +16,7 @@ def draw_widths(
     out: str | Path,
     curves: list[dict],
     *,
-    title: str | None = None,
     chance: float | None = None,
-    floor: float | None = None,
     measure: str = "top-1 accuracy",
 ) -> Path:
     """Draw accuracy over multiply-adds, one line a network, as PNG or SVG; returns the path.
@@ -31,20 +29,17 @@ def draw_widths(
         out: ends in .png or .svg.
         curves: `{"label", "seed", "width", "macs", "accuracy", "trained"}`, accuracy from 0 to 1; rows with one label and
             width are seeds of one network. The order of the labels is that of the legend.
-        title: over the picture.
         chance: accuracy of guessing, from 0 to 1, drawn as a line.
-        floor: the axis begins at this accuracy, so that networks that fail do not flatten the others; what lies below is
-            counted in a note.
         measure: says which accuracy this is, and of which images.
 
     Raises:
         RunError: another suffix, nothing to draw, values that do not fit, or the picture cannot be written.
     """
     out = style.check_out(out)
-    return series.save(_figure(curves, title=title, chance=chance, floor=floor, measure=measure), out)
+    return series.save(_figure(curves, chance=chance, measure=measure), out)
 
 
-def _figure(curves, *, title=None, chance=None, floor=None, measure="top-1 accuracy") -> Figure:
+def _figure(curves, *, chance=None, measure="top-1 accuracy") -> Figure:
     curves = series.check_rows(curves, _KEYS, "network")
     series.check_repeats(curves, ("label", "seed", "width"))
     if chance is not None and not 0 <= chance <= 1:
@@ -62,9 +57,9 @@ def _figure(curves, *, title=None, chance=None, floor=None, measure="top-1 accur
     series.legend_beside(axes, drawn)
     if notes := _notes(curves):
         series.legend_beside(axes, notes, place="lower left")
-    note = _frame(axes, curves, floor)
+    _frame(axes)
     _draw_multipliers(axes, networks, scale)
-    series.head_and_foot(figure, title, series.FOOT + note)
+    series.head_and_foot(figure, None, series.FOOT)
     return figure
 
 
@@ -86,7 +81,7 @@ def _networks(curves: list[dict]) -> dict[str, list[dict]]:
 def _draw(axes: Axes, label: str, rows: list[dict], scale: float, looks: dict) -> Line2D:
     """One line through the means; markers say which widths were trained; returns what the legend shows."""
     rows = [{**row, "macs": row["macs"] / scale} for row in rows]
-    points = series.over_seeds(rows, "macs")
+    points = series.over_seeds(rows)
     (line,) = series.draw_mean(axes, points, looks, marker="none", linewidth=1.6, zorder=3)
     unseen = {row["macs"] for row in rows if not row["trained"]}
     means = [(x, 100 * sum(seeds) / len(seeds)) for x, seeds in points]
@@ -112,22 +107,12 @@ def _draw_chance(axes: Axes, chance: float) -> None:
     )  # fmt: skip
 
 
-def _frame(axes: Axes, curves: list[dict], floor: float | None) -> str:
-    """Set the range of accuracies; returns what to say of those outside."""
-    note = ""
+def _frame(axes: Axes) -> None:
+    """Set the range of accuracies."""
     low, high = axes.get_ylim()
     if high - low < 0.4:  # percentage points; no axis that magnifies rounding
         low, high = (low + high) / 2 - 0.2, (low + high) / 2 + 0.2
-    if floor is not None:
-        best = max(row["accuracy"] for row in curves)
-        if floor >= best:
-            raise RunError(f"floor {floor!r} is not below the best accuracy ({best:.3f}); lower it or leave it out")
-        low, high = 100 * floor, 100 * best + 6 * (best - floor)
-        if hidden := [row["accuracy"] for row in curves if row["accuracy"] < floor]:
-            what = "1 accuracy lies" if len(hidden) == 1 else f"{len(hidden)} accuracies lie"
-            note = f"; {what} below the axis, down to {min(hidden):.1%}"
     axes.set_ylim(low, high)
-    return note
 
 
 def _notes(curves: list[dict]) -> list[Line2D]:

@@ -43,7 +43,13 @@ class Ranks:
     def __init__(self):
         self.rank, self.count = _processes()
         if self.count > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=WAIT)
+            try:
+                dist.init_process_group("gloo", timeout=WAIT)
+            except ValueError as error:  # MASTER_ADDR and the like are missing
+                raise RunError(
+                    f"WORLD_SIZE is {self.count}, and the processes cannot find each other ({error}); start them with torchrun, or "
+                    "unset WORLD_SIZE"
+                ) from error
 
     def device(self, name: str) -> str:
         """Return the device of this process: of several GPUs its own, which becomes the current one, unless one is named."""

@@ -54,7 +54,7 @@ def score_stages(evaluator: SupernetEvaluator, example, *, ratio: float = 0.6, p
         evaluator: what judges configurations of the supernet.
         example: an input of it.
         ratio: what the slimmed stage keeps of the width that the others have.
-        points: global ratios of each sweep.
+        points: global ratios that a stage is swept over; the uniform sweep takes two more.
 
     Returns:
         one row a configuration: stage ("none" for uniform slimming), ratio (the global one), macs, accuracy, loss, images.

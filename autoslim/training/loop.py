@@ -1,4 +1,4 @@
-"""The one training loop, and the two trainings that use it."""
+"""The one training loop, and the trainings that use it: of supernets, of switchable networks, from scratch."""
 
 import contextlib
 import logging
@@ -92,7 +92,8 @@ def train_switches(
 ) -> list[dict]:
     """Train all switches of a switchable network jointly; every switch sees the labels (Slimmable Networks, algorithm 1).
 
-    Arguments are those of `train_supernet`; the recipe's distillation and sandwich have no meaning here.
+    Arguments are those of `train_supernet`, but that new weights are drawn unless `from_scratch` is false; the recipe's
+    distillation and sandwich have no meaning here.
 
     Returns:
         one row an epoch: epoch, lr, loss (mean over the switches), `loss_NAME` and `accuracy_NAME` (on the training batches)
