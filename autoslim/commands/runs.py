@@ -60,7 +60,8 @@ class Images:
 
     `search` is None where nothing is held out: a network that is retrained learns from all training images. `size` is the
     (H, W) that a network sees, `original_size` what images came in, `digest` tells which images there are to train on, in which
-    order. `mean` and `std` of the channels normalise them: those of all training images, held-out ones included, of the run's own data.
+    order. `mean` and `std` of the channels normalise them: those of all training images, held-out ones included, of the data that
+    the network learnt from.
     """
 
     train: ImageSet | FileImages
