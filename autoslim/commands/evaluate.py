@@ -85,7 +85,8 @@ def find_run(path: Path, supernet: Path | None = None) -> tuple[Path, Path | Non
         supernet: the run of a configuration, wherever that lies.
 
     Raises:
-        RunError: there is no run with weights at the path or above it, or the path is none of a configuration.
+        RunError: there is no run with weights at the path or above it.
+        click.UsageError: `supernet` is given, and the path is none of a configuration.
     """
     if path.is_dir() or path.suffix != ".json":
         if supernet is not None:

@@ -1,6 +1,7 @@
 """autoslim retrain: a configuration, from scratch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -124,8 +125,6 @@ def supernet_of(config, where: str):
 
 def retrain_run(config_path, data: str, out: Path, *, seed: int, device="auto", skip_corrupt=False, **overrides) -> dict:
     """Retrain in a run folder; returns what result.json holds."""
-    from dataclasses import replace
-
     from autoslim.channels.config import ChannelConfig, origin
     from autoslim.commands import runs
     from autoslim.files import write_json
@@ -172,8 +171,6 @@ def with_classes(config, classes: int):
 
     Other configurations stay as they are: they were searched on the classes that they have.
     """
-    from dataclasses import replace
-
     from autoslim.spaces import load_space
 
     if config.provenance.get("kind") not in ("published", "imported") or not config.space or not config.model:

@@ -213,12 +213,10 @@ def check_same_classes(settings: dict, images: Images, data: str) -> None:
 
 
 def write_run(folder: Path, kind: str, noted: dict | None = None, **settings) -> None:
-    """Write config.json of a run, or check that it is the same run going on.
+    """Write config.json of a run, or check that it is the same run going on: of two processes that begin at once, the later one.
 
     Args:
         noted: what is written, too, and may be another when it goes on.
-
-    Of two processes that begin one at once, the later one checks.
 
     Raises:
         RunError: the folder holds another run, or cannot be made or written.
